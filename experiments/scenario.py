@@ -1,0 +1,119 @@
+"""What is attacked: a client with images of a data set, a model, and a defense; and what leaks of it."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxleak as jl
+from jaxleak import defenses, models, validate
+from jaxleak.experiments import data
+from jaxleak.names import lookup
+
+# Settings of defenses where the command line names none; the sources stand in the defenses' docstrings.
+DEFENSE_SETTINGS: dict[str, dict[str, Any]] = {"clip": {"max_norm": 4.0}, "gaussian_noise": {"stddev": 0.1}}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scenario:
+    """A prepared scenario: everything public, the leaks, and apart from them the truth.
+
+    Attributes:
+      dataset: where the images come from.
+      model: the target network.
+      params: its parameters, shared by all leaks.
+      observe: what a client without a defense would send; attacks are built on it.
+      leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted them.
+      truths: a Batch with x [batches, n, height, width, channels] and y [batches, n]; for metrics alone.
+      indices: the data set's indices of the images [batches, n].
+      statistics: `mean` and `stddev` of the target's normalisation, as settings of an attack.
+    """
+
+    dataset: data.Dataset
+    model: Any
+    params: Any
+    observe: jl.observe.Observe
+    leaks: jl.Leak
+    truths: jl.Batch
+    indices: np.ndarray
+    statistics: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one batch of images."""
+        return tuple(self.truths.x.shape[1:])
+
+
+def prepare(
+    *,
+    model: str,
+    dataset: data.Dataset,
+    images: int,
+    batch_size: int = 1,
+    defense: str = "none",
+    defense_settings: Mapping[str, Any] | None = None,
+    normalise: bool = True,
+    model_seed: int = 0,
+    model_settings: Mapping[str, Any] | None = None,
+) -> Scenario:
+    """Prepares the leaks of `images` images in batches of `batch_size`, each batch the gradient of one client.
+
+    Args:
+      model: a name of `jaxleak.models`.
+      dataset: from `jaxleak.experiments.data.load`.
+      images: how many images, a multiple of `batch_size`.
+      batch_size: images in a batch.
+      defense: "none", or a name of `jaxleak.defenses`; each client has a key of its own.
+      defense_settings: replaces those of `DEFENSE_SETTINGS`.
+      normalise: the target normalises its input by the data set's statistics.
+      model_seed: of the model's initial parameters.
+      model_settings: further settings of the model.
+
+    Returns:
+      A Scenario.
+
+    Raises:
+      ValueError: a name is unknown, or a number does not fit.
+    """
+    validate.integer_at_least("images", images, 1)
+    validate.integer_at_least("batch_size", batch_size, 1)
+    if images % batch_size:
+        raise ValueError(f"images={images}: expected a multiple of batch_size={batch_size}")
+    statistics = {"mean": dataset.mean, "stddev": dataset.stddev} if normalise else {"mean": 0.0, "stddev": 1.0}
+    settings = {**statistics, **(model_settings or {})}
+    network = models.create(model, num_classes=dataset.num_classes, **settings)
+    indices = data.select(dataset, images // batch_size, batch_size, None)
+    x, y = dataset.take(indices.reshape(-1))
+    truths = jl.Batch(jnp.asarray(x).reshape(*indices.shape, *x.shape[1:]), jnp.asarray(y).reshape(indices.shape))
+    try:
+        params = jax.jit(network.init)(jax.random.key(model_seed), truths.x[0])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model={model}: refuses images of shape {x.shape[1:]} of {dataset.name}: {error}") from error
+    observe = jl.observe.gradient(jl.cross_entropy(network.apply))
+    client = _client(observe, defense, defense_settings)
+    send = jax.jit(lambda key, batch: client(key)(params, batch))
+    keys = jax.random.split(jax.random.key(model_seed + 1), len(indices))
+    updates = [send(key, jl.Batch(truths.x[i], truths.y[i])) for i, key in enumerate(keys)]
+    update = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
+    leaks = jl.Leak(params, update, num_examples=batch_size, labels=truths.y)
+    return Scenario(dataset, network, params, observe, leaks, truths, indices, statistics)
+
+
+def _client(
+    observe: jl.observe.Observe, defense: str, settings: Mapping[str, Any] | None
+) -> Callable[[jax.Array], jl.observe.Observe]:
+    """From the key of a client to what it sends."""
+    if defense == "none":
+        return lambda key: observe
+    factory = lookup("defense", defense, {**defenses.NAMES, "none": None})
+    chosen = DEFENSE_SETTINGS.get(defense, {}) if settings is None else dict(settings)
+
+    def client(key: jax.Array) -> jl.observe.Observe:
+        keyed = {"key": key} if "key" in inspect.signature(factory).parameters else {}
+        return jl.observe.defended(observe, factory(**chosen, **keyed))
+
+    return client

@@ -1,0 +1,35 @@
+"""jaxleak: how much of a client's private data can be rebuilt from the updates it shares in federated learning.
+
+A leak is `update = observe(params, batch)`; an attack inverts `observe`. Images are NHWC float32 in [0, 1] at every
+public boundary.
+"""
+
+from jaxleak import attacks, defenses, distances, generators, labels, layers, metrics, observe, priors
+from jaxleak.base import Attack, Batch, Leak, Result, Status, Trace
+from jaxleak.losses import cross_entropy
+from jaxleak.solve import Interrupted, best_of, run, solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attack",
+    "Batch",
+    "Interrupted",
+    "Leak",
+    "Result",
+    "Status",
+    "Trace",
+    "attacks",
+    "best_of",
+    "cross_entropy",
+    "defenses",
+    "distances",
+    "generators",
+    "labels",
+    "layers",
+    "metrics",
+    "observe",
+    "priors",
+    "run",
+    "solve",
+]

@@ -1,0 +1,16 @@
+"""Attacks: `attack(observe, *, shape, num_classes, num_steps, labels, <the paper's settings>) -> Attack`."""
+
+from jaxleak.attacks.agic import agic
+from jaxleak.attacks.dlg import dlg, dlg_adam, idlg
+from jaxleak.attacks.inverting_gradients import inverting_gradients
+from jaxleak.attacks.matching import gradient_matching
+
+NAMES = {
+    "dlg": dlg,
+    "dlg_adam": dlg_adam,
+    "idlg": idlg,
+    "inverting_gradients": inverting_gradients,
+    "agic": agic,
+}
+
+__all__ = ["NAMES", "agic", "dlg", "dlg_adam", "gradient_matching", "idlg", "inverting_gradients"]

@@ -1,0 +1,211 @@
+"""The kernel of every attack that optimises a candidate until its update matches the received one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxleak import labels as labels_
+from jaxleak import validate
+from jaxleak.base import Attack, Batch, Leak, Result, Status
+from jaxleak.generators import Generator
+from jaxleak.observe import as_observe
+
+PyTree = Any
+Labels = jax.Array | np.ndarray | Callable[..., jax.Array]
+
+# Folded into the key of a run for its first candidate; step i folds in i, so no run may have this many steps.
+_START = 2**31 - 1
+
+
+class Candidate(NamedTuple):
+    """What is optimised.
+
+    Attributes:
+      latent: the generator's input.
+      logits: of the labels [n, num_classes], or None where labels are not optimised.
+    """
+
+    latent: PyTree
+    logits: jax.Array | None
+
+
+class MatchingState(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+      candidate: what is optimised.
+      optimizer: the state of the optimizer.
+      labels: the recovered labels, or None where they are optimised.
+      weights: of the update's leaves in the distance, or None.
+      loss: the matching loss before the last step was taken.
+      start: the matching loss of the candidate that the lane last started from.
+      status: a Status.
+      restarts: how often this lane started anew.
+      kept: the best candidate that a restart gave up, and its loss; None where there are no restarts.
+    """
+
+    candidate: Candidate
+    optimizer: optax.OptState
+    labels: jax.Array | None
+    weights: PyTree | None
+    loss: jax.Array
+    start: jax.Array
+    status: jax.Array
+    restarts: jax.Array
+    kept: tuple[Candidate, jax.Array] | None
+
+
+def gradient_matching(
+    observe: Callable[..., PyTree],
+    *,
+    name: str,
+    shape: tuple[int, ...],
+    num_classes: int,
+    num_steps: int,
+    labels: Labels,
+    distance: Callable[..., jax.Array],
+    generator: Generator,
+    optimizer: optax.GradientTransformation,
+    prior: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+    weights: Callable[..., PyTree] | None = None,
+    evaluations: int = 1,
+    divergence: float = float("inf"),
+    stall: float = float("inf"),
+    max_restarts: int = 0,
+) -> Attack:
+    """Minimises `distance(observe(params, candidate), update) + prior(candidate)` over the candidate.
+
+    Published attacks are settings of this function.
+
+    Args:
+      observe: the observation to invert; matching uses its public part.
+      name: of the attack.
+      shape: of the images, (n, height, width, channels).
+      num_classes: of the labels.
+      num_steps: how many steps make a run.
+      labels: an array of class ids [n] or probabilities [n, num_classes]; a function
+        `(observe, leak, *, shape, num_classes) -> labels`; or `jaxleak.labels.joint` to optimise them.
+      distance: `distance(update, target, weights) -> scalar`.
+      generator: from the latent candidate to images.
+      optimizer: its updates are added to the candidate.
+      prior: `prior(latent, x) -> scalar`, weighted as it shall count.
+      weights: `weights(observe, leak, *, shape) -> tree`, computed once a leak and handed to `distance`.
+      evaluations: optimizer updates in one step.
+      divergence: a lane whose matching loss exceeds this multiple of its first loss, or is not finite, has diverged.
+      stall: a lane whose optimizer stops while its loss exceeds this multiple of its first loss has stalled.
+      max_restarts: how often a lane that diverged or stalled starts again from a fresh candidate, within its number of
+        steps. The result is the best of its candidates by matching loss.
+
+    Returns:
+      An Attack.
+
+    Raises:
+      ValueError: an argument is out of range; the message names it.
+    """
+    observe = as_observe(observe)
+    shape = validate.shape(shape)
+    validate.integer_at_least("num_classes", num_classes, 2)
+    validate.integer_at_least("num_steps", num_steps, 1)
+    validate.integer_at_least("evaluations", evaluations, 1)
+    validate.integer_at_least("max_restarts", max_restarts, 0)
+    optimise_labels = labels is labels_.joint
+    if not callable(labels):
+        labels = jnp.asarray(labels)
+        validate.labels("labels", labels, num_examples=shape[0], num_classes=num_classes)
+
+    def to_batch(candidate: Candidate, known: jax.Array | None) -> Batch:
+        y = known if candidate.logits is None else jax.nn.softmax(candidate.logits)
+        return Batch(generator.apply(candidate.latent), y)
+
+    def objective(candidate: Candidate, state: MatchingState, leak: Leak) -> tuple[jax.Array, jax.Array]:
+        batch = to_batch(candidate, state.labels)
+        loss = distance(observe.public(leak.params, batch), leak.update, state.weights)
+        total = loss if prior is None else loss + prior(candidate.latent, batch.x)
+        return total, loss
+
+    def fresh(key: jax.Array) -> tuple[Candidate, optax.OptState]:
+        latent_key, label_key = jax.random.split(key)
+        logits = jax.random.normal(label_key, (shape[0], num_classes)) if optimise_labels else None
+        candidate = Candidate(generator.project(generator.init(latent_key)), logits)
+        return candidate, optimizer.init(candidate)
+
+    def init(key: jax.Array, leak: Leak) -> MatchingState:
+        recovered = None
+        if not optimise_labels:
+            recovered = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
+        candidate, optimizer_state = fresh(jax.random.fold_in(key, _START))
+        state = MatchingState(
+            candidate=candidate,
+            optimizer=optimizer_state,
+            labels=recovered,
+            weights=None if weights is None else weights(observe, leak, shape=shape),
+            loss=jnp.zeros(()),
+            start=jnp.zeros(()),
+            status=jnp.asarray(Status.FINISHED, jnp.int32),
+            restarts=jnp.zeros((), jnp.int32),
+            kept=(candidate, jnp.asarray(jnp.inf)) if max_restarts else None,
+        )
+        loss = objective(candidate, state, leak)[1]
+        return state._replace(loss=loss, start=loss)
+
+    def update(state: MatchingState, leak: Leak) -> tuple[MatchingState, jax.Array]:
+        """One update of the candidate, and whether it changed."""
+        (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(state.candidate, state, leak)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.candidate)
+        candidate = optax.apply_updates(state.candidate, updates)
+        candidate = candidate._replace(latent=generator.project(candidate.latent))
+        changed = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates)]))
+        return state._replace(candidate=candidate, optimizer=optimizer_state, loss=loss), changed
+
+    def step(key: jax.Array, state: MatchingState, leak: Leak) -> MatchingState:
+        def again(_, carry):
+            return update(carry[0], leak)
+
+        new, changed = jax.lax.fori_loop(0, evaluations, again, (state, jnp.asarray(True)))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new.candidate)]))
+        diverged = ~finite | ~(new.loss <= divergence * state.start) | (state.status == Status.DIVERGED)
+        stalled = ~changed & (new.loss > stall * state.start)
+        status = jnp.where(changed, Status.FINISHED, jnp.where(stalled, Status.STALLED, Status.CONVERGED))
+        # A lane that diverged stays at its last sound candidate.
+        new = _select(diverged, state, new)
+        new = new._replace(status=jnp.where(diverged, Status.DIVERGED, status).astype(jnp.int32))
+        return _select(diverged | stalled, restart(key, new, leak), new) if max_restarts else new
+
+    def restart(key: jax.Array, state: MatchingState, leak: Leak) -> MatchingState:
+        """The lane from a fresh candidate, if it may still start again."""
+        candidate, optimizer_state = fresh(key)
+        loss = objective(candidate, state, leak)[1]
+        new = state._replace(
+            candidate=candidate,
+            optimizer=optimizer_state,
+            loss=loss,
+            start=loss,
+            status=jnp.asarray(Status.FINISHED, jnp.int32),
+            restarts=state.restarts + 1,
+            kept=best_candidate(state, leak),
+        )
+        return _select(state.restarts < max_restarts, new, state)
+
+    def best_candidate(state: MatchingState, leak: Leak) -> tuple[Candidate, jax.Array]:
+        loss = objective(state.candidate, state, leak)[1]
+        current = (state.candidate, jnp.where(jnp.isfinite(loss), loss, jnp.inf))
+        if state.kept is None:
+            return current
+        return _select(state.kept[1] < current[1], state.kept, current)
+
+    def reconstruct(state: MatchingState, leak: Leak) -> Result:
+        candidate, loss = best_candidate(state, leak)
+        batch = to_batch(candidate, state.labels)
+        sound = jnp.isfinite(loss) & (loss <= state.start)
+        status = jnp.where(sound, state.status, Status.DIVERGED).astype(jnp.int32)
+        return Result(batch._replace(x=jnp.clip(batch.x, 0.0, 1.0)), loss, status)
+
+    return Attack(init, step, reconstruct, int(num_steps), observe, shape, int(num_classes), name)
+
+
+def _select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

@@ -1,0 +1,34 @@
+"""What makes an image likely, as penalties on images [n, height, width, channels]. All return a scalar."""
+
+import jax
+import jax.numpy as jnp
+
+
+def total_variation(x: jax.Array) -> jax.Array:
+    """Mean absolute difference of neighbours, mean |dx| + mean |dy| over batch, pixels and channels (anisotropic).
+
+    Papers weigh it in normalised pixels; the total variation of `x` in units of a standard deviation is that of
+    `x / stddev`.
+
+    Source: Rudin et al. 1992; in this form, Geiping et al. 2020.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxleak as jl
+      >>> float(jl.priors.total_variation(jnp.array([[0.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)))
+      1.0
+    """
+    horizontal, vertical = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
+    return sum((jnp.mean(jnp.abs(d)) for d in (horizontal, vertical) if d.size), start=jnp.zeros((), x.dtype))
+
+
+def l2(x: jax.Array) -> jax.Array:
+    """Mean over the batch of the squared L2 norm of an image (R_l2 of Yin et al. 2021)."""
+    return jnp.mean(jnp.sum(jnp.square(x), axis=(1, 2, 3)))
+
+
+def box(x: jax.Array, low: float = 0.0, high: float = 1.0) -> jax.Array:
+    """Mean over the batch of the squared L2 distance of an image to the box [low, high] (the clip term of Geng et al.).
+
+    Zero inside. A hard box is a projection, and belongs to the candidate: `jaxleak.generators.pixels(box=True)`.
+    """
+    return l2(x - jnp.clip(x, low, high))

@@ -1,0 +1,27 @@
+"""A progress bar over the steps of a run."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@contextlib.contextmanager
+def bar(name: str, num_steps: int, *, shown: bool) -> Iterator[Callable[[int, float], None]]:
+    """Yields `report(steps_taken, loss)`, which moves the bar; it does nothing where `shown` is False."""
+    if not shown:
+        yield lambda taken, loss: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("matching loss {task.fields[loss]}"),
+    )
+    with Progress(*columns) as display:
+        task = display.add_task(name, total=num_steps, loss="...")
+        yield lambda taken, loss: display.update(task, completed=taken, loss=f"{loss:.3g}")
