@@ -7,7 +7,7 @@ public boundary.
 from jaxleak import attacks, defenses, distances, generators, labels, layers, metrics, observe, priors
 from jaxleak.base import Attack, Batch, Leak, Result, Status, Trace
 from jaxleak.losses import cross_entropy
-from jaxleak.solve import Interrupted, best_of, run, solve
+from jaxleak.solve import Interrupted, best_lane, best_of, run, solve
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,7 @@ __all__ = [
     "Status",
     "Trace",
     "attacks",
+    "best_lane",
     "best_of",
     "cross_entropy",
     "defenses",

@@ -123,7 +123,7 @@ def _precondition(state: LbfgsState, gradient: jax.Array, memory_size: int) -> j
     ages = jnp.arange(memory_size)
     order = (state.accepted + ages) % memory_size  # the oldest pair first
     valid = (ages >= memory_size - state.accepted)[:, None]
-    products = jnp.where(valid & valid.T, state.products[order][:, order], jnp.eye(memory_size))
+    products = jnp.where(valid & valid.T, state.products[order][:, order], jnp.eye(memory_size, dtype=gradient.dtype))
     triangular = jnp.triu(products)
     back = jnp.zeros(memory_size, jnp.int32).at[order].set(ages.astype(jnp.int32))
 

@@ -12,7 +12,7 @@ import optax
 from jaxleak.base import Batch
 
 _MSE_FLOOR = 1e-10
-_SSIM_WINDOW = 11
+SSIM_WINDOW = 11
 
 
 def mse(truth: jax.Array, x: jax.Array) -> jax.Array:
@@ -70,10 +70,10 @@ def ssim(truth: jax.Array, x: jax.Array) -> jax.Array:
         not floats.
     """
     truth, x = _images(truth, x)
-    if min(truth.shape[1:3]) < _SSIM_WINDOW:
+    if min(truth.shape[1:3]) < SSIM_WINDOW:
         height, width = truth.shape[1:3]
         raise ValueError(
-            f"ssim of {height}x{width} images: expected at least {_SSIM_WINDOW} pixels a side, the size of its window"
+            f"ssim of {height}x{width} images: expected at least {SSIM_WINDOW} pixels a side, the size of its window"
         )
     return _ssim(truth, x)
 
@@ -157,7 +157,7 @@ def _images(truth, x):
 # Compiled whole: eagerly, every call would compile the loops inside anew.
 @jax.jit
 def _ssim(truth, x):
-    return dm_pix.ssim(truth, x, filter_size=_SSIM_WINDOW, filter_sigma=1.5)
+    return dm_pix.ssim(truth, x, filter_size=SSIM_WINDOW, filter_sigma=1.5)
 
 
 @jax.jit

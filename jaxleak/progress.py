@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -22,6 +23,6 @@ def bar(name: str, num_steps: int, *, shown: bool) -> Iterator[Callable[[int, fl
         TimeRemainingColumn(),
         TextColumn("matching loss {task.fields[loss]}"),
     )
-    with Progress(*columns) as display:
+    with Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(name, total=num_steps, loss="...")
         yield lambda taken, loss: display.update(task, completed=taken, loss=f"{loss:.3g}")

@@ -102,7 +102,7 @@ def _start_lanes(attack: Attack, key_axes: int, leak_axes: Any, leak: Leak, keys
     return start(leak, keys, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("attack", "key_axes", "leak_axes"), donate_argnames=("carry",))
+@functools.partial(jax.jit, static_argnames=("attack", "key_axes", "leak_axes"))
 def _advance_lanes(
     attack: Attack, key_axes: int, leak_axes: Any, leak: Leak, keys: jax.Array, carry: _Carry, first: Any, last: Any
 ) -> tuple[_Carry, jax.Array, jax.Array]:
@@ -171,7 +171,7 @@ def run(
     with progress_.bar(attack.name, attack.num_steps, shown=progress) as report:
         carry = _start_lanes(*lanes)
         try:
-            for taken, loss, carry in _pieces(lanes, carry):
+            for taken, loss, carry in _pieces(lanes, carry):  # noqa: B007 (used after an interrupt)
                 report(taken, loss)
                 if on_progress is not None:
                     on_progress(taken, loss)
@@ -246,10 +246,29 @@ def raise_if_diverged(result: Result) -> None:
         raise FloatingPointError(f"{len(diverged) or 1} lanes diverged ({lanes}): {Status.DIVERGED.message}")
 
 
-def best_of(results: Result) -> Result:
-    """The lane of the lowest matching loss along the last lane axis; never chosen by the truth.
+def best_lane(results: Result) -> jax.Array:
+    """The index of the lane of the lowest matching loss along the last lane axis; never chosen by the truth.
 
     Diverged lanes lose against all others.
+
+    Args:
+      results: of `run` or a vmapped `solve`, with lane axes [..., seeds].
+
+    Returns:
+      Indices [...].
+
+    Raises:
+      ValueError: the result has no lane axis.
+    """
+    loss = jnp.asarray(results.loss)
+    if loss.ndim == 0:
+        raise ValueError("results: one lane without a lane axis: expected results of several keys")
+    sound = (results.status != Status.DIVERGED) & jnp.isfinite(loss)
+    return jnp.argmin(jnp.where(sound, loss, jnp.inf), axis=-1)
+
+
+def best_of(results: Result) -> Result:
+    """The lane that `best_lane` picks.
 
     Args:
       results: of `run` or a vmapped `solve`, with lane axes [..., seeds].
@@ -260,15 +279,10 @@ def best_of(results: Result) -> Result:
     Raises:
       ValueError: the result has no lane axis.
     """
-    loss = jnp.asarray(results.loss)
-    if loss.ndim == 0:
-        raise ValueError("results: one lane without a lane axis: expected results of several keys")
-    sound = (results.status != Status.DIVERGED) & jnp.isfinite(loss)
-    best = jnp.argmin(jnp.where(sound, loss, jnp.inf), axis=-1)
-    axis = loss.ndim - 1
+    best = best_lane(results)
 
     def pick(leaf):
-        index = best.reshape(best.shape + (1,) * (leaf.ndim - axis))
-        return jnp.take_along_axis(leaf, index, axis=axis).squeeze(axis)
+        index = best.reshape(best.shape + (1,) * (leaf.ndim - best.ndim))
+        return jnp.take_along_axis(leaf, index, axis=best.ndim).squeeze(best.ndim)
 
     return jax.tree.map(pick, results)

@@ -55,8 +55,8 @@ def dlg(
 
     Source: Zhu et al. 2019, algorithm 1; settings of papers/learning_rate_perturbation §5.1.
 
-    Differs from the paper in: a lane that diverges or stalls starts again within its number of steps (the reference goes
-      on with NaN, or stays); one stopping rule of torch's L-BFGS is left out, see `jaxleak.lbfgs`.
+    Differs from the paper in: a lane that diverges or stalls starts again within its number of steps (the reference
+      goes on with NaN, or stays); one stopping rule of torch's L-BFGS is left out, see `jaxleak.lbfgs`.
     """
     validate.at_least("learning_rate", learning_rate, 0, exclusive=True)
     return gradient_matching(

@@ -105,7 +105,7 @@ def cosine_matching(
     mean: float | Sequence[float],
     stddev: float | Sequence[float],
 ) -> Attack:
-    """What the attacks by a cosine and Adam share: the arguments of `inverting_gradients`, all given, and leaf weights."""
+    """What attacks by a cosine and Adam share: the arguments of `inverting_gradients`, all given, and leaf weights."""
     validate.at_least("total_variation", total_variation, 0)
     validate.at_least("learning_rate", learning_rate, 0, exclusive=True)
     validate.integer_at_least("num_steps", num_steps, 1)

@@ -138,19 +138,17 @@ def gradient_matching(
         if not optimise_labels:
             recovered = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
         candidate, optimizer_state = fresh(jax.random.fold_in(key, _START))
-        state = MatchingState(
+        return MatchingState(
             candidate=candidate,
             optimizer=optimizer_state,
             labels=recovered,
             weights=None if weights is None else weights(observe, leak, shape=shape),
-            loss=jnp.zeros(()),
-            start=jnp.zeros(()),
+            loss=jnp.asarray(jnp.inf),
+            start=jnp.asarray(jnp.inf),
             status=jnp.asarray(Status.FINISHED, jnp.int32),
             restarts=jnp.zeros((), jnp.int32),
             kept=(candidate, jnp.asarray(jnp.inf)) if max_restarts else None,
         )
-        loss = objective(candidate, state, leak)[1]
-        return state._replace(loss=loss, start=loss)
 
     def update(state: MatchingState, leak: Leak) -> tuple[MatchingState, jax.Array]:
         """One update of the candidate, and whether it changed."""
@@ -159,52 +157,57 @@ def gradient_matching(
         candidate = optax.apply_updates(state.candidate, updates)
         candidate = candidate._replace(latent=generator.project(candidate.latent))
         changed = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates)]))
-        return state._replace(candidate=candidate, optimizer=optimizer_state, loss=loss), changed
+        start = jnp.where(jnp.isinf(state.start), loss, state.start)
+        return state._replace(candidate=candidate, optimizer=optimizer_state, loss=loss, start=start), changed
 
     def step(key: jax.Array, state: MatchingState, leak: Leak) -> MatchingState:
-        def again(_, carry):
-            return update(carry[0], leak)
+        def again(i, carry):
+            new, changed = update(carry[0], leak)
+            return new, changed, jnp.where(i == 0, new.loss, carry[2])
 
-        new, changed = jax.lax.fori_loop(0, evaluations, again, (state, jnp.asarray(True)))
+        new, changed, first_loss = jax.lax.fori_loop(0, evaluations, again, (state, jnp.asarray(True), state.loss))
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new.candidate)]))
-        diverged = ~finite | ~(new.loss <= divergence * state.start) | (state.status == Status.DIVERGED)
-        stalled = ~changed & (new.loss > stall * state.start)
+        diverged = ~finite | ~(new.loss <= divergence * new.start) | (state.status == Status.DIVERGED)
+        stalled = ~changed & (new.loss > stall * new.start)
         status = jnp.where(changed, Status.FINISHED, jnp.where(stalled, Status.STALLED, Status.CONVERGED))
-        # A lane that diverged stays at its last sound candidate.
-        new = _select(diverged, state, new)
+        # A lane that diverged goes back to its last sound candidate, of which the loss is known.
+        new = _select(diverged, state._replace(loss=first_loss, start=new.start), new)
         new = new._replace(status=jnp.where(diverged, Status.DIVERGED, status).astype(jnp.int32))
-        return _select(diverged | stalled, restart(key, new, leak), new) if max_restarts else new
+        return _select((diverged | stalled) & (new.restarts < max_restarts), restart(key, new), new)
 
-    def restart(key: jax.Array, state: MatchingState, leak: Leak) -> MatchingState:
-        """The lane from a fresh candidate, if it may still start again."""
+    def restart(key: jax.Array, state: MatchingState) -> MatchingState:
+        """The lane from a fresh candidate; what it gives up is kept if it is the best so far."""
+        if state.kept is None:
+            return state
         candidate, optimizer_state = fresh(key)
-        loss = objective(candidate, state, leak)[1]
-        new = state._replace(
+        return state._replace(
             candidate=candidate,
             optimizer=optimizer_state,
-            loss=loss,
-            start=loss,
+            loss=jnp.asarray(jnp.inf),
+            start=jnp.asarray(jnp.inf),
             status=jnp.asarray(Status.FINISHED, jnp.int32),
             restarts=state.restarts + 1,
-            kept=best_candidate(state, leak),
+            kept=_better(state.kept, (state.candidate, state.loss)),
         )
-        return _select(state.restarts < max_restarts, new, state)
-
-    def best_candidate(state: MatchingState, leak: Leak) -> tuple[Candidate, jax.Array]:
-        loss = objective(state.candidate, state, leak)[1]
-        current = (state.candidate, jnp.where(jnp.isfinite(loss), loss, jnp.inf))
-        if state.kept is None:
-            return current
-        return _select(state.kept[1] < current[1], state.kept, current)
 
     def reconstruct(state: MatchingState, leak: Leak) -> Result:
-        candidate, loss = best_candidate(state, leak)
+        candidate, loss = state.candidate, objective(state.candidate, state, leak)[1]
+        sound = jnp.isfinite(loss) & jnp.isfinite(state.start) & (loss <= state.start)
+        status = jnp.where(sound, state.status, Status.DIVERGED)
+        if state.kept is not None:
+            # Whatever a restart gave up had diverged or stalled.
+            status = jnp.where(state.kept[1] < loss, Status.STALLED, status)
+            candidate, loss = _better(state.kept, (candidate, loss))
         batch = to_batch(candidate, state.labels)
-        sound = jnp.isfinite(loss) & (loss <= state.start)
-        status = jnp.where(sound, state.status, Status.DIVERGED).astype(jnp.int32)
+        status = status.astype(jnp.int32)
         return Result(batch._replace(x=jnp.clip(batch.x, 0.0, 1.0)), loss, status)
 
     return Attack(init, step, reconstruct, int(num_steps), observe, shape, int(num_classes), name)
+
+
+def _better(one: tuple[Candidate, jax.Array], other: tuple[Candidate, jax.Array]) -> tuple[Candidate, jax.Array]:
+    """Of two candidates with their losses, the one of the lower; one that is not finite loses."""
+    return _select(~(other[1] <= one[1]), one, other)
 
 
 def _select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:

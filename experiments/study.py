@@ -1,0 +1,145 @@
+"""What the studies have in common: cells in, rows of JSON out, one line printed a cell.
+
+A study is a module of `experiments/studies` with a `main`, whose docstring says the purpose, the paper and its figures,
+the command, how long it takes and what to expect.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+
+import jaxleak as jl
+from jaxleak.experiments.evaluation import evaluate
+from jaxleak.experiments.scenario import Scenario
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of a study.
+
+    Attributes:
+      scale: how much of it: seconds (a test), minutes (two cores), or paper (a GPU).
+      data_dir: folder of prepared data sets.
+      out: folder for the rows.
+    """
+
+    scale: str = "minutes"
+    data_dir: pathlib.Path = pathlib.Path("../shared/data/tfds")
+    out: pathlib.Path = pathlib.Path("experiments/results")
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what numbers were made: date, commit, device, versions."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit.stdout.strip() or None,
+        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}, {os.cpu_count()} cores",
+        "versions": {
+            "jaxleak": jl.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def measure(
+    scenario: Scenario,
+    attack: str,
+    *,
+    seeds: int,
+    num_steps: int,
+    key: int = 1,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Runs one cell: an attack on all leaks of a scenario, over seeds.
+
+    Returns:
+      A row: the cell's settings, medians over the best-by-loss seeds, shares, counts of statuses, and PSNR and loss of
+      every lane.
+    """
+    chosen = jl.attacks.NAMES[attack](
+        scenario.observe,
+        shape=scenario.shape,
+        num_classes=scenario.dataset.num_classes,
+        num_steps=num_steps,
+        **{**scenario.statistics, **settings},
+    )
+    batches = len(scenario.indices)
+    keys = jax.random.split(jax.random.key(key), (batches, seeds))
+    started = time.perf_counter()
+    result = jax.block_until_ready(jl.run(chosen, scenario.leaks, keys))
+    seconds = time.perf_counter() - started
+    found = evaluate(scenario, result)
+    psnr = found.of_best(found.psnr)
+    labels = settings.get("labels", "own")
+    return {
+        "attack": attack,
+        "settings": {**settings, "labels": getattr(labels, "__name__", labels)},
+        "model": type(scenario.model).__name__,
+        "dataset": scenario.dataset.name,
+        "batch_size": scenario.shape[0],
+        "images": int(scenario.indices.size),
+        "seeds": seeds,
+        "num_steps": num_steps,
+        "seconds": round(seconds, 1),
+        "psnr_median": round(float(np.median(psnr)), 2),
+        "psnr_quartiles": [round(float(q), 2) for q in np.quantile(psnr, (0.25, 0.75))],
+        "psnr_mean": round(float(np.mean(psnr)), 2),
+        "psnr_median_all_lanes": round(float(np.median(found.psnr)), 2),
+        "ssim_median": round(float(np.median(found.of_best(found.ssim))), 3),
+        "share_above_30_db": round(float(np.mean(psnr >= 30)), 3),
+        "label_correct": round(float(np.mean(found.of_best(found.label_correct))), 3),
+        "label_correct_all_lanes": round(float(np.mean(found.label_correct)), 3),
+        "statuses": {s.name.lower(): int(np.sum(np.asarray(result.status) == s)) for s in jl.Status},
+        "restarts": int(np.sum(result.trace.restarts)),
+        "psnr": np.round(found.psnr, 2).tolist(),
+        "loss": [
+            [float(f"{loss:.4g}") if np.isfinite(loss) else None for loss in row] for row in np.array(result.loss)
+        ],
+    }
+
+
+def collect(name: str, options: Options, cells: Iterable[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Runs the cells of a study, prints a line for each, and appends each row to `<out>/<name>-<scale>.jsonl`."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{name}-{options.scale}.jsonl"
+    origin = {"study": name, "scale": options.scale, **provenance()}
+    rows = []
+    for cell in cells:
+        row = {**origin, **cell()}
+        rows.append(row)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        print(summary(row), flush=True)
+    return rows
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def summary(row: dict[str, Any]) -> str:
+    """One line of a row for a person."""
+    settings = " ".join(f"{name}={value}" for name, value in row["settings"].items())
+    low, high = row["psnr_quartiles"]
+    return (
+        f"{row['attack']} {row['model']} {row['dataset']} batch {row['batch_size']} {settings}: PSNR {row['psnr_median']} "
+        f"({low} to {high}) dB, SSIM {row['ssim_median']}, labels {row['label_correct']:.0%}, {row['seconds']} s"
+    )
