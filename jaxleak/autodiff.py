@@ -44,7 +44,7 @@ def gradient(loss_fn: Callable[[PyTree, PyTree], jax.Array]) -> Callable[[PyTree
       >>> g = autodiff.gradient(loss)
       >>> w, x = jnp.ones(2), jnp.eye(2)
       >>> jax.grad(lambda x: g(w, x)[0])(x).tolist()
-      [[9.0, 6.0], [0.0, 0.0]]
+      [[9.0, 6.0], [3.0, 0.0]]
     """
 
     def loss(trainable, state, batch):

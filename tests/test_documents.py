@@ -1,0 +1,78 @@
+"""What README.md and CONTRIBUTING.md say is true of the code."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxleak as jl
+from jaxleak import models
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def _skeleton(kind):
+    block = re.search(rf"<!-- skeleton: {kind} -->\n```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    namespace = {}
+    exec(compile(block[1], f"CONTRIBUTING.md: {kind}", "exec"), namespace)
+    return namespace["skeleton"]
+
+
+def test_the_skeleton_of_an_attack_runs():
+    model = models.mlp(num_classes=3, hidden=(8,))
+    truth = jl.Batch(jnp.full((1, 4, 4, 1), 0.3), jnp.array([1]))
+    params = model.init(jax.random.key(0), truth.x)
+    observe = jl.observe.gradient(jl.cross_entropy(model.apply))
+    attack = _skeleton("attack")(observe, shape=truth.x.shape, num_classes=3, num_steps=30)
+    result = jl.run(attack, jl.Leak(params, observe(params, truth)), jax.random.key(1))
+    assert float(result.loss) < float(result.trace.loss[0])
+    assert int(result.batch.y[0]) == 1
+
+
+def test_the_skeleton_of_a_defense_runs():
+    update = {"w": jnp.arange(3.0)}
+    defense = _skeleton("defense")(0.5)
+    assert defense.update(update, defense.init(update))[0]["w"].tolist() == [0.0, 0.5, 1.0]
+    with pytest.raises(ValueError, match="strength=-1"):
+        _skeleton("defense")(-1)
+
+
+@pytest.mark.parametrize(
+    ("heading", "known"),
+    [
+        ("Attacks", jl.attacks.NAMES),
+        ("Labels", jl.labels.NAMES),
+        ("Defenses", jl.defenses.NAMES),
+        ("Models", models.NAMES),
+    ],
+)
+def test_the_tables_of_the_readme_list_exactly_what_is_there(heading, known):
+    section = re.search(rf"^### {heading}\n(.*?)(?=^##|\Z)", README, re.DOTALL | re.MULTILINE)[1]
+    assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == list(known)
+
+
+def test_the_readme_has_the_two_commands_and_ci_runs_the_second():
+    assert "pip install . && jaxleak attack" in README
+    test_command = "pip install -e '.[dev]' && pytest"
+    assert test_command in README
+    assert f"\n{test_command}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_pictures_of_the_readme_are_there():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture
+
+
+def test_the_python_of_the_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    namespace = {}
+    for block in blocks:
+        shortened = block.replace("num_steps=1000", "num_steps=2").replace("num_steps=100", "num_steps=2")
+        exec(compile(shortened.replace("progress=True", "progress=False"), "README.md", "exec"), namespace)
