@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxleak import layers, validate, variables
+from jaxleak import layers, validate
 from jaxleak.base import Batch, Leak
 from jaxleak.observe import Observe
 
@@ -37,12 +37,12 @@ def _classifier_gradient(
 ) -> tuple[jax.Array, jax.Array | None]:
     """The received gradients of the classifier: its kernel as rows [num_classes, features], and its bias or None."""
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.int32))
-    layer = layers.classifier(layers.trace(observe.loss_fn, leak.params, batch))
+    found = layers.trace(observe.loss_fn, leak.params, batch)
+    layer = layers.classifier(found)
     leaves: list[Any] = jax.tree.leaves(leak.update)
     if layer.output_axis is None or leaves[layer.kernel].shape[layer.output_axis] != num_classes:
-        path = jax.tree_util.tree_leaves_with_path(variables.split(leak.params)[0])[layer.kernel][0]
         raise ValueError(
-            f"num_classes={num_classes}: the classifier's kernel {jax.tree_util.keystr(path)} has shape "
+            f"num_classes={num_classes}: the classifier's kernel {found.paths[layer.kernel]} has shape "
             f"{leaves[layer.kernel].shape}: expected {num_classes} outputs"
         )
     rows = jnp.moveaxis(leaves[layer.kernel], layer.output_axis, 0).reshape(num_classes, -1)
