@@ -102,7 +102,7 @@ class Attack:
     """Three pure functions, and what a driver has to know to run them.
 
     Attributes:
-      init: `init(key, leak) -> state`; a state has the attributes `loss`, `status` and `restarts`, whatever else it has.
+      init: `init(key, leak) -> state`; a state has the attributes `loss`, `status` and `restarts`, whatever else.
       step: `step(key, state, leak) -> state`.
       reconstruct: `reconstruct(state, leak) -> Result`, without a trace.
       num_steps: how many steps make a run.

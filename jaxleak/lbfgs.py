@@ -117,8 +117,8 @@ def _remember(state: LbfgsState, gradient: jax.Array, memory_size: int) -> Lbfgs
 def _precondition(state: LbfgsState, gradient: jax.Array, memory_size: int) -> jax.Array:
     """The inverse Hessian of the memory times the gradient.
 
-    The first loop of the recursion computes a_i = (s_i . g - sum_{j > i} (s_i . y_j) a_j) / (s_i . y_i), youngest first:
-    back substitution in the triangular matrix s_i . y_j. The second is forward substitution in its transpose.
+    The first loop of the recursion computes a_i = (s_i . g - sum_{j > i} (s_i . y_j) a_j) / (s_i . y_i), youngest
+    first: back substitution in the triangular matrix s_i . y_j. The second is forward substitution in its transpose.
     """
     ages = jnp.arange(memory_size)
     order = (state.accepted + ages) % memory_size  # the oldest pair first

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxleak import interrupts, validate
 from jaxleak import progress as progress_
-from jaxleak import validate
 from jaxleak.base import Attack, Leak, Result, Status, Trace
 
 PyTree = Any
@@ -89,7 +89,7 @@ def solve(attack: Attack, leak: Leak, key: jax.Array) -> Result:
 
 
 def _over_lanes(function: Callable, key_axes: int, leak_axes: Any) -> Callable:
-    """Maps `function(leak, key, *carry)` over the axes of the keys; the outermost goes along a leak's lanes if it has any."""
+    """Maps `function(leak, key, carry)` over the axes of the keys, the outermost along the leaks where those are lanes."""
     for depth in reversed(range(key_axes)):
         axes = leak_axes if depth == 0 else None
         function = jax.vmap(function, in_axes=(axes, 0, 0), out_axes=0)
@@ -142,8 +142,8 @@ def run(
 
     Args:
       attack: from `jaxleak.attacks`.
-      leak: one leak, or a stack of them: the leaves of `update` (and of `labels`) then have a leading axis of leaks, and
-        those of `params` have it too or are shared.
+      leak: one leak, or a stack of them: the leaves of `update` (and of `labels`) then have a leading axis of leaks,
+        and those of `params` have it too or are shared.
       key: one key, or an array of keys: each is a lane. For a stack of leaks the first axis of the keys is that of the
         leaks, [leaks] or [leaks, seeds].
       progress: show a progress bar.
@@ -167,15 +167,28 @@ def run(
         if keys.ndim == 0 or keys.shape[0] != count:
             raise ValueError(f"key: shape {keys.shape}: expected ({count},) or ({count}, seeds) for {count} leaks")
     lanes = (attack, keys.ndim, leak_axes, leak, keys)
-    taken = 0
-    with progress_.bar(attack.name, attack.num_steps, shown=progress) as report:
-        carry = _start_lanes(*lanes)
+    with interrupts.deferred() as interrupted, progress_.bar(attack.name, attack.num_steps, shown=progress) as report:
+        carry, taken, size = _start_lanes(*lanes), 0, 1
         try:
-            for taken, loss, carry in _pieces(lanes, carry):  # noqa: B007 (used after an interrupt)
+            while taken < attack.num_steps:
+                last = min(taken + size, attack.num_steps)
+                started = time.perf_counter()
+                carry, loss, converged = _advance_lanes(*lanes, carry, taken, last)
+                loss = float(loss)
+                seconds = (time.perf_counter() - started) / (last - taken)
+                # The first piece is one step, and its time is that of compiling.
+                size = 1 if taken == 0 else _piece(seconds, size)
+                taken = last
+                if converged:
+                    carry, taken = _fill(carry, taken), attack.num_steps
                 report(taken, loss)
                 if on_progress is not None:
                     on_progress(taken, loss)
+                if interrupted() and taken < attack.num_steps:
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
+            if any(leaf.is_deleted() for leaf in jax.tree.leaves(carry)):
+                raise
             result = _finish_lanes(*lanes, carry)
             status = jnp.where(result.status == Status.DIVERGED, result.status, Status.INTERRUPTED)
             raise Interrupted(result._replace(status=status), taken) from None
@@ -185,27 +198,16 @@ def run(
     return result
 
 
-def _pieces(lanes: tuple, carry: _Carry):
-    """Advances in pieces of about half a second and yields (steps taken, median loss, carry)."""
-    num_steps = lanes[0].num_steps
-    taken, size, timed = 0, 1, False
-    while taken < num_steps:
-        last = min(taken + size, num_steps)
-        started = time.perf_counter()
-        carry, loss, converged = _advance_lanes(*lanes, carry, taken, last)
-        loss = float(loss)
-        seconds = (time.perf_counter() - started) / (last - taken)
-        taken = last
-        if bool(converged):
-            # Nothing changes any more: the rest of the trace is its last entry.
-            final = carry.losses[..., taken - 1, None]
-            carry = carry._replace(losses=jnp.where(jnp.arange(num_steps) < taken, carry.losses, final))
-            taken = num_steps
-        # The first piece is one step, and its time is that of compiling.
-        if timed:
-            size = int(np.clip(_PIECE_SECONDS / max(seconds, 1e-6), 1, 4 * size))
-        timed = True
-        yield taken, loss, carry
+def _piece(seconds: float, size: int) -> int:
+    """How many steps the next piece takes, from the seconds a step of the last one took and its size."""
+    return int(np.clip(_PIECE_SECONDS / max(seconds, 1e-6), 1, 4 * size))
+
+
+def _fill(carry: _Carry, taken: int) -> _Carry:
+    """The carry once no lane changes any more: the rest of the trace is its last entry."""
+    final = carry.losses[..., taken - 1, None]
+    steps = jnp.arange(carry.losses.shape[-1])
+    return carry._replace(losses=jnp.where(steps < taken, carry.losses, final))
 
 
 def _as_keys(key: Any) -> jax.Array:
@@ -241,9 +243,9 @@ def _lanes_of(attack: Attack, leak: Leak) -> tuple[int, int]:
 def raise_if_diverged(result: Result) -> None:
     """Raises FloatingPointError, naming the lanes, if any lane of a result diverged."""
     diverged = np.argwhere(np.asarray(result.status) == Status.DIVERGED)
-    if diverged.size or np.asarray(result.status) == Status.DIVERGED:
-        lanes = ", ".join(str(tuple(int(i) for i in lane)) for lane in diverged[:8]) or "the only one"
-        raise FloatingPointError(f"{len(diverged) or 1} lanes diverged ({lanes}): {Status.DIVERGED.message}")
+    if len(diverged):
+        lanes = ", ".join(str(tuple(lane)) for lane in diverged[:8].tolist()) if diverged.size else "the only one"
+        raise FloatingPointError(f"{len(diverged)} lanes diverged ({lanes}): {Status.DIVERGED.message}")
 
 
 def best_lane(results: Result) -> jax.Array:

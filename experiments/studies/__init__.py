@@ -1,0 +1,1 @@
+"""Studies: a module each, which puts a paper's figure beside ours."""

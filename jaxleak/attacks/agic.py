@@ -91,7 +91,8 @@ def layer_weights(
 
     The i-th of N convolutions in execution order has l_i = 1 + (beta - 1) (i - 1) / (N - 1) (eq. 7), times
     1 / (1 - p_i) if a ReLU follows it, p_i the share of exact zeros in its received gradient; dense layers have the
-    mean of the l_i (eq. 8). A model without convolutions has weight 1 everywhere. Leaves that the loss does not use have weight 1.
+    mean of the l_i (eq. 8). A model without convolutions has weight 1 everywhere, and so have leaves that the loss does
+    not use.
 
     Args:
       observe: what was observed; its loss shows the layers.

@@ -21,6 +21,10 @@ Labels = jax.Array | np.ndarray | Callable[..., jax.Array]
 _START = 2**31 - 1
 
 
+# A lane that ends at more than this multiple of the loss that it started from has diverged, whatever the attack.
+_FAR_ABOVE = 2.0
+
+
 class Candidate(NamedTuple):
     """What is optimised.
 
@@ -138,16 +142,18 @@ def gradient_matching(
         if not optimise_labels:
             recovered = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
         candidate, optimizer_state = fresh(jax.random.fold_in(key, _START))
+        # Of the type that a loss has: a number of weak type here would make the driver compile every step twice.
+        unknown = jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves(leak.update)))
         return MatchingState(
             candidate=candidate,
             optimizer=optimizer_state,
             labels=recovered,
             weights=None if weights is None else weights(observe, leak, shape=shape),
-            loss=jnp.asarray(jnp.inf),
-            start=jnp.asarray(jnp.inf),
+            loss=unknown,
+            start=unknown,
             status=jnp.asarray(Status.FINISHED, jnp.int32),
             restarts=jnp.zeros((), jnp.int32),
-            kept=(candidate, jnp.asarray(jnp.inf)) if max_restarts else None,
+            kept=(candidate, unknown) if max_restarts else None,
         )
 
     def update(state: MatchingState, leak: Leak) -> tuple[MatchingState, jax.Array]:
@@ -183,8 +189,8 @@ def gradient_matching(
         return state._replace(
             candidate=candidate,
             optimizer=optimizer_state,
-            loss=jnp.asarray(jnp.inf),
-            start=jnp.asarray(jnp.inf),
+            loss=jnp.full_like(state.loss, jnp.inf),
+            start=jnp.full_like(state.start, jnp.inf),
             status=jnp.asarray(Status.FINISHED, jnp.int32),
             restarts=state.restarts + 1,
             kept=_better(state.kept, (state.candidate, state.loss)),
@@ -192,7 +198,7 @@ def gradient_matching(
 
     def reconstruct(state: MatchingState, leak: Leak) -> Result:
         candidate, loss = state.candidate, objective(state.candidate, state, leak)[1]
-        sound = jnp.isfinite(loss) & jnp.isfinite(state.start) & (loss <= state.start)
+        sound = jnp.isfinite(loss) & jnp.isfinite(state.start) & (loss <= _FAR_ABOVE * state.start)
         status = jnp.where(sound, state.status, Status.DIVERGED)
         if state.kept is not None:
             # Whatever a restart gave up had diverged or stalled.

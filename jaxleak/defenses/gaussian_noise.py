@@ -9,8 +9,8 @@ from jaxleak import validate
 def gaussian_noise(stddev: float, *, key: jax.Array) -> optax.GradientTransformation:
     """Adds independent N(0, stddev^2) to every entry.
 
-    Guarantees: structure, shapes and dtypes kept; unbiased; no two leaves and no two calls share noise; `stddev=0` is the
-    identity.
+    Guarantees: structure, shapes and dtypes kept; unbiased; no two leaves and no two calls share noise; `stddev=0` is
+    the identity.
 
     Args:
       stddev: of the noise, in the units of the update. Papers often give a variance: take its root.
