@@ -20,7 +20,7 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import models
-from jaxleak.experiments import data, study
+from jaxleak.experiments import data, folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +95,10 @@ def main(options: Options) -> None:
     rows = []
     for model in options.models:
         for lanes in options.lanes:
-            rows.append({"benchmark": "lanes", **study.provenance(), **measure(model, lanes, options)})
+            rows.append({"benchmark": "lanes", **folder.provenance(), **measure(model, lanes, options)})
             print(json.dumps({key: rows[-1][key] for key in list(rows[-1])[5:]}), flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    study.write_whole(options.out, "".join(json.dumps(row) + "\n" for row in rows))
+    folder.write(options.out, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 if __name__ == "__main__":

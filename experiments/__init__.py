@@ -1,0 +1,1 @@
+"""The command line, data, and studies that put papers beside what the library finds."""

@@ -13,8 +13,10 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import flax
 import jax
 import numpy as np
+import optax
 
 import jaxleak as jl
 
@@ -183,7 +185,13 @@ def provenance() -> dict[str, Any]:
     """When, where and with which code a run is made."""
     return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC",
-        "versions": {"jaxleak": jl.__version__, "jax": jax.__version__, "python": platform.python_version()},
+        "versions": {
+            "jaxleak": jl.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+            "python": platform.python_version(),
+        },
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "commit": _commit(),
     }

@@ -3,11 +3,13 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import jaxleak as jl
 from jaxleak.experiments import folder
-from jaxleak.experiments.evaluation import Evaluation
+from jaxleak.experiments.evaluation import Evaluation, evaluate
+from jaxleak.experiments.scenario import DEFENSE_SETTINGS, Scenario
 
 
 class Image(NamedTuple):
@@ -101,18 +103,75 @@ class Outcome:
 
     def images(self) -> list[Image]:
         """Every image with its reconstruction, in the order of the batches."""
-        best = {name: self.evaluation.of_best(getattr(self.evaluation, name)) for name in Evaluation._fields[2:6]}
-        loss, status = self.evaluation.of_best(self.loss), self.evaluation.of_best(self.status)
+        found = self.evaluation
+        mse, psnr, ssim, label_correct, loss, status = map(
+            found.of_best, (found.mse, found.psnr, found.ssim, found.label_correct, self.loss, self.status)
+        )
         return [
             Image(
                 index=int(self.indices[batch, i]),
                 class_name=self.class_names[int(self.truths.y[batch, i])],
                 loss=float(loss[batch]),
-                mse=float(best["mse"][batch, i]),
-                psnr=float(best["psnr"][batch, i]),
-                ssim=float(best["ssim"][batch, i]),
-                label_correct=bool(best["label_correct"][batch, i]),
+                mse=float(mse[batch, i]),
+                psnr=float(psnr[batch, i]),
+                ssim=float(ssim[batch, i]),
+                label_correct=bool(label_correct[batch, i]),
                 status=jl.Status(status[batch]),
             )
             for batch, i in np.ndindex(self.indices.shape)
         ]
+
+
+def measure(
+    scenario: Scenario,
+    result: jl.Result,
+    config: dict[str, Any],
+    command: str,
+    *,
+    num_steps: int,
+    seconds: float,
+) -> Outcome:
+    """Measures a result against the truth.
+
+    Args:
+      scenario: what was attacked.
+      result: with lanes [batches, seeds].
+      config: the flags, each with the value that it came to mean.
+      command: that makes the same run again.
+      num_steps: how many steps were taken.
+      seconds: wall seconds of the run.
+
+    Returns:
+      An Outcome.
+    """
+    dataset = scenario.dataset
+    truths = jax.device_get(scenario.truths)
+    record = {
+        "command": command,
+        "config": config,
+        "defense_settings": DEFENSE_SETTINGS.get(config["defense"], {}),
+        "dataset": {
+            "name": dataset.name,
+            "split": dataset.split,
+            "shape": list(dataset.shape),
+            "num_classes": dataset.num_classes,
+            # In the order of the batches, one after the other.
+            "images": scenario.indices.ravel().tolist(),
+            "labels": truths.y.ravel().tolist(),
+            "class_names": [dataset.class_names[y] for y in truths.y.ravel()],
+        },
+        "num_steps_taken": num_steps,
+        "seconds": seconds,
+        **folder.provenance(),
+    }
+    return Outcome(
+        config=config,
+        record=record,
+        indices=scenario.indices,
+        class_names=dataset.class_names,
+        truths=truths,
+        result=jax.device_get(result),
+        evaluation=evaluate(scenario, result),
+        num_steps=num_steps,
+        seconds=seconds,
+    )

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 import warnings
 
 import numpy as np
@@ -17,6 +18,7 @@ MOST_IMAGES = 16
 MOST_SEEDS = 16
 
 _INCHES = 1.3
+_LEAST_COLUMNS = 4  # so that there is room for the title
 _ACCENT, _FAINT = "#b5179e", "#8d99ae"
 
 
@@ -24,31 +26,36 @@ def reconstructions(outcome: Outcome) -> bytes:
     """The truth, the reconstruction by the seed of the lowest matching loss with its PSNR, and all seeds, small."""
     images = outcome.images()
     shown = min(len(images), MOST_IMAGES)
-    columns = min(shown, COLUMNS)
+    columns = max(min(shown, COLUMNS), _LEAST_COLUMNS)
     bands = math.ceil(shown / columns)
-    figure = Figure(figsize=(_INCHES * (columns + 1), 3.9 * _INCHES * bands + 0.5), layout="constrained")
-    figure.suptitle(_title(outcome, shown), x=0.01, ha="left", fontsize=10, parse_math=False)
-    axes = figure.subplots(3 * bands, columns + 1, squeeze=False, width_ratios=[0.62] + [1] * columns)
+    seeds = outcome.loss.shape[1]
+    every = (
+        f"lowest {MOST_SEEDS} of\n{seeds} seeds" if seeds > MOST_SEEDS else f"all {seeds} seeds,\nlowest loss\nfirst"
+    )
+    names = ("truth", "best\nby loss", every)[: 3 if seeds > 1 else 2]
+    rows = len(names)
+    figure = Figure(figsize=(_INCHES * (columns + 1), 1.15 * _INCHES * rows * bands + 0.4), layout="constrained")
+    title = textwrap.fill(_title(outcome, shown), 19 * columns)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, parse_math=False)
+    axes = figure.subplots(rows * bands, columns + 1, squeeze=False, width_ratios=[0.62] + [1] * columns)
     for axis in axes.flat:
         axis.set_axis_off()
-    seeds = outcome.loss.shape[1]
-    small = f"lowest {MOST_SEEDS} of\n{seeds} seeds" if seeds > MOST_SEEDS else f"all {seeds} seeds,\nlowest loss\nfirst"
     for band in range(bands):
-        for row, name in enumerate(("truth", "best\nby loss", small if seeds > 1 else "")):
-            axes[3 * band + row, 0].text(1.0, 0.5, name, ha="right", va="center", fontsize=9)
+        for row, name in enumerate(names):
+            axes[rows * band + row, 0].text(1.0, 0.5, name, ha="right", va="center", fontsize=9)
     batch_size = outcome.indices.shape[1]
     for position in range(shown):
         batch, i = divmod(position, batch_size)
         band, column = divmod(position, columns)
         image = images[position]
-        truth, best, every = axes[3 * band : 3 * band + 3, column + 1]
+        truth, best, *small = axes[rows * band : rows * (band + 1), column + 1]
         _draw(truth, outcome.truths.x[batch, i])
         truth.set_title(_short(image.class_name), fontsize=9, parse_math=False)
-        ranked = outcome.evaluation.x[batch, _ranking(outcome, batch)[:MOST_SEEDS], i]
         _draw(best, outcome.evaluation.x[batch, outcome.evaluation.best[batch], i])
-        best.text(0.5, -0.05, f"{summary.number(image.psnr, '.1f')} dB", **_below(best))
-        if seeds > 1:
-            _draw(every, _montage(ranked))
+        psnr = f"{summary.number(image.psnr, '.1f')} dB"
+        best.text(0.5, -0.05, psnr, transform=best.transAxes, ha="center", va="top", fontsize=9)
+        for axis in small:
+            _draw(axis, _montage(outcome.evaluation.x[batch, _ranking(outcome, batch)[:MOST_SEEDS], i]))
     return _png(figure)
 
 
@@ -78,12 +85,16 @@ def _title(outcome: Outcome, shown: int) -> str:
     config, (batches, seeds) = outcome.config, outcome.loss.shape
     total = outcome.indices.size
     defense = "" if config["defense"] == "none" else f", defended by {config['defense']}"
-    steps = f"{outcome.num_steps} of {config['num_steps']}" if outcome.interrupted else str(outcome.num_steps)
-    parts = f"{config['attack']} on {config['model']}, {config['data']}{defense}: {steps} steps, {seeds} seed"
-    parts += "s" * (seeds > 1)
+    taken = f"{outcome.num_steps} of " if outcome.interrupted else ""
+    parts = [
+        f"{config['attack']} on {config['model']}, {config['data']}{defense}: "
+        f"{taken}{summary.plural(config['num_steps'], 'step')}, {summary.plural(seeds, 'seed')}"
+    ]
     if total > batches:
-        parts += f", batches of {total // batches}"
-    return parts + (f"; the first {shown} of {total} images" if shown < total else "")
+        parts.append(f", batches of {total // batches}")
+    if shown < total:
+        parts.append(f"; the first {shown} of {total} images")
+    return "".join(parts)
 
 
 def _ranking(outcome: Outcome, batch: int) -> np.ndarray:
@@ -108,10 +119,6 @@ def _draw(axis, image: np.ndarray) -> None:
     image = np.clip(np.nan_to_num(np.asarray(image)), 0, 1)
     pixels = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
     axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-
-
-def _below(axis) -> dict:
-    return {"transform": axis.transAxes, "ha": "center", "va": "top", "fontsize": 9}
 
 
 def _short(name: str) -> str:

@@ -27,7 +27,8 @@ class Scenario:
       model: the target network.
       params: its parameters, shared by all leaks.
       observe: what a client without a defense would send; attacks are built on it.
-      leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted them.
+      leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted
+        them.
       truths: a Batch with x [batches, n, height, width, channels] and y [batches, n]; for metrics alone.
       indices: the data set's indices of the images [batches, n].
       statistics: `mean` and `stddev` of the target's normalisation, as settings of an attack.

@@ -5,22 +5,17 @@ the command, how long it takes and what to expect.
 """
 
 import dataclasses
-import datetime
 import json
-import os
 import pathlib
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import flax
 import jax
 import numpy as np
-import optax
 
 import jaxleak as jl
+from jaxleak.experiments import folder
 from jaxleak.experiments.evaluation import evaluate
 from jaxleak.experiments.scenario import Scenario
 
@@ -31,30 +26,13 @@ class Options:
 
     Attributes:
       scale: how much of it: seconds (a test), minutes (two cores), or paper (a GPU).
-      data_dir: folder of prepared data sets.
+      data_dir: folder of prepared data sets; the scale seconds needs none.
       out: folder for the rows.
     """
 
     scale: str = "minutes"
-    data_dir: pathlib.Path = pathlib.Path("../shared/data/tfds")
+    data_dir: pathlib.Path | None = None
     out: pathlib.Path = pathlib.Path("experiments/results")
-
-
-def provenance() -> dict[str, Any]:
-    """Where and with what numbers were made: date, commit, device, versions."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or None,
-        "device": f"{jax.devices()[0].device_kind} x{jax.device_count()}, {os.cpu_count()} cores",
-        "versions": {
-            "jaxleak": jl.__version__,
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-            "optax": optax.__version__,
-            "python": platform.python_version(),
-        },
-    }
 
 
 def measure(
@@ -107,7 +85,7 @@ def measure(
         "label_correct_all_lanes": round(float(np.mean(found.label_correct)), 3),
         "statuses": {s.name.lower(): int(np.sum(np.asarray(result.status) == s)) for s in jl.Status},
         "restarts": int(np.sum(result.trace.restarts)),
-        "psnr": np.round(found.psnr, 2).tolist(),
+        "psnr": [[[round(float(value), 2) for value in image] for image in seed] for seed in found.psnr],
         "loss": [
             [float(f"{loss:.4g}") if np.isfinite(loss) else None for loss in row] for row in np.array(result.loss)
         ],
@@ -118,21 +96,14 @@ def collect(name: str, options: Options, cells: Iterable[Callable[[], dict[str, 
     """Runs the cells of a study, prints a line for each, and appends each row to `<out>/<name>-<scale>.jsonl`."""
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{name}-{options.scale}.jsonl"
-    origin = {"study": name, "scale": options.scale, **provenance()}
+    origin = {"study": name, "scale": options.scale, **folder.provenance()}
     rows = []
     for cell in cells:
         row = {**origin, **cell()}
         rows.append(row)
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        folder.write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         print(summary(row), flush=True)
     return rows
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def summary(row: dict[str, Any]) -> str:
@@ -140,6 +111,6 @@ def summary(row: dict[str, Any]) -> str:
     settings = " ".join(f"{name}={value}" for name, value in row["settings"].items())
     low, high = row["psnr_quartiles"]
     return (
-        f"{row['attack']} {row['model']} {row['dataset']} batch {row['batch_size']} {settings}: PSNR {row['psnr_median']} "
-        f"({low} to {high}) dB, SSIM {row['ssim_median']}, labels {row['label_correct']:.0%}, {row['seconds']} s"
+        f"{row['attack']} {row['model']} {row['dataset']} batch {row['batch_size']} {settings}: "
+        f"PSNR {row['psnr_median']} ({low} to {high}) dB, SSIM {row['ssim_median']}, labels {row['label_correct']:.0%}, {row['seconds']} s"
     )

@@ -35,6 +35,11 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None or not np.isfinite(value) else format(value, form)
 
 
+def plural(count: int, word: str) -> str:
+    """A count and what is counted."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
 def spreads(outcome: Outcome) -> dict[str, tuple[str, Spread, Spread]]:
     """By name of a metric: how to format it, its spread over the images' best seeds, and over all reconstructions."""
     images, found = outcome.images(), outcome.evaluation
@@ -72,10 +77,9 @@ def lanes(outcome: Outcome) -> str:
     counts = collections.Counter(jl.Status(status) for status in outcome.status.ravel().tolist())
     ended = ", ".join(f"{counts[status]} {status.name.lower()}" for status in jl.Status if counts[status])
     restarts = int(np.sum(outcome.result.trace.restarts))
-    total = outcome.loss.size
     return (
-        f"{total} lane{'s' * (total > 1)}: {ended}; {restarts} restart{'s' * (restarts != 1)}; "
-        f"{outcome.num_steps} steps in {outcome.seconds:.1f} s, compiling included"
+        f"{plural(outcome.loss.size, 'lane')}: {ended}; {plural(restarts, 'restart')}; "
+        f"{plural(outcome.num_steps, 'step')} in {outcome.seconds:.1f} s, compiling included"
     )
 
 

@@ -89,7 +89,7 @@ def solve(attack: Attack, leak: Leak, key: jax.Array) -> Result:
 
 
 def _over_lanes(function: Callable, key_axes: int, leak_axes: Any) -> Callable:
-    """Maps `function(leak, key, carry)` over the axes of the keys, the outermost along the leaks where those are lanes."""
+    """Maps `function(leak, key, carry)` over the axes of the keys, the outermost along stacked leaks."""
     for depth in reversed(range(key_axes)):
         axes = leak_axes if depth == 0 else None
         function = jax.vmap(function, in_axes=(axes, 0, 0), out_axes=0)

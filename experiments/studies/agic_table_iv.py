@@ -2,8 +2,8 @@
 
 Paper: papers/agic §V-B: untrained ResNet20-4, CIFAR-10, 10,000 steps, 100 mini-batches. PSNR / SSIM at batch 1:
 DLG-Adam 19.9 / .727, InvG 20.7 / .753, AGIC 31.3 / .963; at batch 4: 14.0 / .412, 14.4 / .433, 17.2 / .586.
-Command: python -m jaxleak.experiments.studies.agic_table_iv
-Time: about an hour on two cores at the scale "minutes", which has fewer images and steps.
+Command: python -m jaxleak.experiments.studies.agic_table_iv --data-dir FOLDER
+Time: about twenty minutes on two cores at the scale "minutes", which has fewer images and steps.
 Expect: AGIC above InvG above DLG-Adam.
 """
 
@@ -25,7 +25,7 @@ PAPER = {
 # scale: [(model, batch size, images, steps)]
 SCALES = {
     "seconds": [("resnet20", 1, 1, 2)],
-    "minutes": [("resnet20-4", 1, 3, 1500), ("resnet20", 1, 10, 2000)],
+    "minutes": [("resnet20-4", 1, 2, 1000), ("resnet20", 1, 8, 1500)],
     "paper": [("resnet20-4", 1, 100, 10_000), ("resnet20-4", 4, 400, 10_000)],
 }
 

@@ -1,7 +1,7 @@
 """Inverting gradients over weights of the total variation: what "IG" without its weight leaves unsaid.
 
 Paper: Geiping et al. 2020; weights from 1e-6 to 1e-1 are in use under the attack's name.
-Command: python -m jaxleak.experiments.studies.total_variation
+Command: python -m jaxleak.experiments.studies.total_variation --data-dir FOLDER
 Time: about 40 minutes on two cores.
 Expect: the weight moves the median PSNR by several dB on LeNet; a lower matching loss is not a better image.
 """

@@ -21,10 +21,6 @@ Labels = jax.Array | np.ndarray | Callable[..., jax.Array]
 _START = 2**31 - 1
 
 
-# A lane that ends at more than this multiple of the loss that it started from has diverged, whatever the attack.
-_FAR_ABOVE = 2.0
-
-
 class Candidate(NamedTuple):
     """What is optimised.
 
@@ -99,7 +95,8 @@ def gradient_matching(
       prior: `prior(latent, x) -> scalar`, weighted as it shall count.
       weights: `weights(observe, leak, *, shape) -> tree`, computed once a leak and handed to `distance`.
       evaluations: optimizer updates in one step.
-      divergence: a lane whose matching loss exceeds this multiple of its first loss, or is not finite, has diverged.
+      divergence: a lane whose matching loss exceeds this multiple of its first loss has diverged, and so has one that
+        ends above its first loss; with infinity, only one whose loss or candidate is not finite.
       stall: a lane whose optimizer stops while its loss exceeds this multiple of its first loss has stalled.
       max_restarts: how often a lane that diverged or stalled starts again from a fresh candidate, within its number of
         steps. The result is the best of its candidates by matching loss.
@@ -143,7 +140,7 @@ def gradient_matching(
             recovered = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
         candidate, optimizer_state = fresh(jax.random.fold_in(key, _START))
         # Of the type that a loss has: a number of weak type here would make the driver compile every step twice.
-        unknown = jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves(leak.update)))
+        unknown = jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves((leak.params, leak.update))))
         return MatchingState(
             candidate=candidate,
             optimizer=optimizer_state,
@@ -189,7 +186,6 @@ def gradient_matching(
         return state._replace(
             candidate=candidate,
             optimizer=optimizer_state,
-            loss=jnp.full_like(state.loss, jnp.inf),
             start=jnp.full_like(state.start, jnp.inf),
             status=jnp.asarray(Status.FINISHED, jnp.int32),
             restarts=state.restarts + 1,
@@ -197,22 +193,30 @@ def gradient_matching(
         )
 
     def reconstruct(state: MatchingState, leak: Leak) -> Result:
-        candidate, loss = state.candidate, objective(state.candidate, state, leak)[1]
-        sound = jnp.isfinite(loss) & jnp.isfinite(state.start) & (loss <= _FAR_ABOVE * state.start)
+        def shown(candidate: Candidate) -> tuple[Batch, jax.Array]:
+            """The batch as it is returned, and the matching loss of exactly this batch."""
+            batch = to_batch(candidate, state.labels)
+            batch = batch._replace(x=jnp.clip(batch.x, 0.0, 1.0))
+            return batch, distance(observe.public(leak.params, batch), leak.update, state.weights)
+
+        batch, loss = shown(state.candidate)
+        sound = jnp.isfinite(loss)
+        if divergence < float("inf"):
+            sound &= jnp.isfinite(state.start) & (state.loss <= state.start)
         status = jnp.where(sound, state.status, Status.DIVERGED)
         if state.kept is not None:
+            other, other_loss = shown(state.kept[0])
+            other_loss = jnp.where(jnp.isfinite(state.kept[1]), other_loss, jnp.inf)
             # Whatever a restart gave up had diverged or stalled.
-            status = jnp.where(state.kept[1] < loss, Status.STALLED, status)
-            candidate, loss = _better(state.kept, (candidate, loss))
-        batch = to_batch(candidate, state.labels)
-        status = status.astype(jnp.int32)
-        return Result(batch._replace(x=jnp.clip(batch.x, 0.0, 1.0)), loss, status)
+            status = jnp.where(other_loss < loss, Status.STALLED, status)
+            batch, loss = _better((other, other_loss), (batch, loss))
+        return Result(batch, loss, status.astype(jnp.int32))
 
     return Attack(init, step, reconstruct, int(num_steps), observe, shape, int(num_classes), name)
 
 
-def _better(one: tuple[Candidate, jax.Array], other: tuple[Candidate, jax.Array]) -> tuple[Candidate, jax.Array]:
-    """Of two candidates with their losses, the one of the lower; one that is not finite loses."""
+def _better(one: tuple[PyTree, jax.Array], other: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
+    """Of two things with their losses, the one of the lower; one that is not finite loses."""
     return _select(~(other[1] <= one[1]), one, other)
 
 

@@ -1,0 +1,270 @@
+"""`jaxleak attack`: attack the updates of a client, and leave a run folder, a table and a verdict."""
+
+import dataclasses
+import inspect
+import math
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, arg
+
+import jaxleak as jl
+from jaxleak import models, validate
+from jaxleak.attacks.inverting_gradients import VARIANTS
+from jaxleak.experiments import data as datasets
+from jaxleak.experiments import folder, scenario
+from jaxleak.experiments.outcome import measure
+from jaxleak.experiments.summary import plural, show
+from jaxleak.names import lookup
+
+# The main job: `jaxleak attack` alone.
+DEFAULT_ATTACK = "idlg"
+DEFAULT_NUM_STEPS = 80
+
+_LARGEST_SEED = 2**31 - 2  # the scenario uses the seed after it as well
+
+
+def _flag(metavar: str, text: str, default: str | None = None) -> Any:
+    """How a flag shows in the help; `default` in words where the value itself would say nothing."""
+    return arg(metavar=metavar, help=text, help_behavior_hint=None if default is None else f"(default: {default})")
+
+
+def _known(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackConfig:
+    """Attack what a client with private images sends, and measure what comes back.
+
+    Each image, or batch of images, gives one gradient of the model; the attack rebuilds the images from it, from
+    several random starts (seeds). The start with the lowest matching loss is the attacker's choice; the true images
+    only measure it.
+    """
+
+    EXAMPLES: ClassVar[str] = """\
+examples:
+  jaxleak attack                                   the main job: under two minutes on two cores
+  jaxleak attack --attack inverting_gradients --num-steps 500 --out my-run
+  jaxleak attack --attack agic --labels known --model convnet --batch-size 4 --num-steps 500
+  jaxleak attack --defense gaussian_noise --images 4
+  jaxleak attack --data mnist --data-dir ~/tensorflow_datasets --images 4
+"""
+
+    attack: Annotated[
+        str | None,
+        _flag("NAME", f"The attack: {_known(jl.attacks.NAMES)}.", f"{DEFAULT_ATTACK}, with {DEFAULT_NUM_STEPS} steps"),
+    ] = None
+    variant: Annotated[
+        str | None,
+        _flag("NAME", f"Which form of inverting_gradients: {_known(VARIANTS)}.", "the attack's own"),
+    ] = None
+    defense: Annotated[
+        str, _flag("NAME", f"What the client does to its update: none, {_known(jl.defenses.NAMES)}.")
+    ] = "none"
+    model: Annotated[
+        str, _flag("NAME", f"The network, untrained: {_known(models.NAMES)}; resnet20-4 is 4 times as wide.")
+    ] = "lenet"
+    data: Annotated[
+        str, _flag("NAME", f"The images: {_known(datasets.NAMES)}, or the name of a data set in --data-dir.")
+    ] = "photos"
+    data_dir: Annotated[
+        pathlib.Path | None,
+        _flag("FOLDER", "Where data sets prepared by tensorflow_datasets as array_record lie.", "none"),
+    ] = None
+    split: Annotated[
+        str | None, _flag("NAME", "The part of the data set.", "test, else validation, else the only one")
+    ] = None
+    images: Annotated[int, _flag("N", "How many images to attack, a multiple of --batch-size.")] = 8
+    batch_size: Annotated[int, _flag("N", "How many images share one gradient.")] = 1
+    seeds: Annotated[int, _flag("N", "How many random starts for each gradient.")] = 4
+    num_steps: Annotated[
+        int | None,
+        _flag("N", "How many steps the attack takes.", f"its paper's; {DEFAULT_NUM_STEPS} without --attack"),
+    ] = None
+    labels: Annotated[
+        str | None,
+        _flag(
+            "NAME",
+            f"How the attack has the labels, one of {_known(jl.labels.NAMES)}: known grants it the true ones, joint "
+            "optimises them with the images, the others read them from the update.",
+            "the attack's own",
+        ),
+    ] = None
+    total_variation: Annotated[
+        float | None, _flag("W", "The weight of the prior for smooth images, where the attack has one.", "its paper's")
+    ] = None
+    normalise: Annotated[
+        bool, _flag("", "Whether the model normalises its input by the data's mean and stddev.", "on")
+    ] = True
+    seed: Annotated[int, _flag("N", "Seed of the model's parameters, the defense's noise and the random starts.")] = 0
+    out: Annotated[
+        pathlib.Path | None,
+        _flag("FOLDER", "Where the files go; a folder that holds a run is refused.", "runs/attack-<UTC date-time>"),
+    ] = None
+    quiet: Annotated[
+        bool, FlagCreatePairsOff, _flag("", "Print the name of the run folder, and nothing else.", "off")
+    ] = False
+
+    def prepare(self) -> Callable[[], int]:
+        """Checks everything, and returns the work that is left, which returns an exit code.
+
+        Raises:
+          ValueError, TypeError: a setting does not fit.
+          OSError: a file or folder cannot be read or written.
+        """
+        name = DEFAULT_ATTACK if self.attack is None else self.attack
+        factory = lookup("attack", name, jl.attacks.NAMES)
+        settings = self._settings(name, factory)
+        validate.integer_at_least("seeds", self.seeds, 1)
+        validate.integer_at_least("seed", self.seed, 0)
+        if self.seed > _LARGEST_SEED:
+            raise ValueError(f"seed={self.seed}: expected <= {_LARGEST_SEED}")
+        out = None if self.out is None else self.out.expanduser()
+        folder.refuse_taken(out)
+        dataset = datasets.load(self.data, self.data_dir, self.split)
+        prepared = scenario.prepare(
+            model=self.model,
+            dataset=dataset,
+            images=self.images,
+            batch_size=self.batch_size,
+            defense=self.defense,
+            normalise=self.normalise,
+            model_seed=self.seed,
+        )
+        attack = factory(
+            prepared.observe,
+            shape=prepared.shape,
+            num_classes=dataset.num_classes,
+            **prepared.statistics,
+            **settings,
+        )
+        _check_leaks(attack, prepared.leaks)
+        config = {
+            **dataclasses.asdict(self),
+            **_resolved(factory, settings),
+            "attack": name,
+            "num_steps": attack.num_steps,
+            "split": dataset.split,
+        }
+        claimed = folder.claim(out, "attack")
+        config["out"] = str(claimed)
+        config["data_dir"] = None if self.data_dir is None else str(self.data_dir)
+        return lambda: _work(attack, prepared, config, self.command(), claimed)
+
+    def _settings(self, name: str, factory: Callable) -> dict[str, Any]:
+        """The flags that are settings of the attack, checked as far as they can be without it."""
+        settings: dict[str, Any] = {}
+        if self.num_steps is not None or self.attack is None:
+            settings["num_steps"] = DEFAULT_NUM_STEPS if self.num_steps is None else self.num_steps
+            validate.integer_at_least("num_steps", settings["num_steps"], 1)
+        if self.labels is not None:
+            settings["labels"] = lookup("labels", self.labels, jl.labels.NAMES)
+        for setting in ("variant", "total_variation"):
+            value = getattr(self, setting)
+            if value is None:
+                continue
+            if not _takes(factory, setting):
+                takers = _known(other for other, make in jl.attacks.NAMES.items() if _takes(make, setting))
+                raise ValueError(f"{setting}={value}: the attack {name} has no such setting: those that do: {takers}")
+            settings[setting] = value
+        if self.variant is not None:
+            lookup("variant", self.variant, VARIANTS)
+        if self.total_variation is not None and not (math.isfinite(self.total_variation) and self.total_variation >= 0):
+            raise ValueError(f"total_variation={self.total_variation}: expected a finite number >= 0")
+        return settings
+
+    def command(self) -> str:
+        """The command line that makes the same run again, in a folder of its own."""
+        words = ["jaxleak", "attack"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            flag = field.name.replace("_", "-")
+            if value == field.default or field.name in ("out", "quiet"):
+                continue
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        return shlex.join(words)
+
+
+def _takes(factory: Callable, setting: str) -> bool:
+    return setting in inspect.signature(factory).parameters
+
+
+def _resolved(factory: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the attack's own defaults come to, for flags that were left to it."""
+    parameters = inspect.signature(factory).parameters
+    values = {name: parameters[name].default for name in ("labels", "variant", "total_variation") if name in parameters}
+    values.update(settings)
+    if "variant" in values and values["total_variation"] is None:
+        values["total_variation"] = VARIANTS[values["variant"]]["total_variation"]
+    values["labels"] = values["labels"].__name__
+    return values
+
+
+def _check_leaks(attack: jl.Attack, leaks: jl.Leak) -> None:
+    """Refuses leaks and labels that the attack refuses, by tracing its start for one of them."""
+    validate.leak(attack.observe, leaks, attack.shape, lanes=(0, 1))
+    update, labels = jax.tree.map(lambda leaf: leaf[0], (leaks.update, leaks.labels))
+    jax.eval_shape(attack.init, jax.random.key(0), dataclasses.replace(leaks, update=update, labels=labels))
+
+
+def lane_keys(seed: int, batches: int, seeds: int) -> jax.Array:
+    """Keys [batches, seeds], each depending on its place alone: more images or seeds leave the others as they are."""
+    key = jax.random.key(seed)
+
+    def of(batch: jax.Array, lane: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, batch), lane)
+
+    return jax.vmap(jax.vmap(of, (None, 0)), (0, None))(jnp.arange(batches), jnp.arange(seeds))
+
+
+def _work(
+    attack: jl.Attack,
+    prepared: scenario.Scenario,
+    config: dict[str, Any],
+    command: str,
+    out: pathlib.Path,
+) -> int:
+    """Runs the attack, writes the folder, prints; the exit code is 130 after Ctrl-C, as shells have it."""
+    batches, seeds = len(prepared.indices), config["seeds"]
+    terminal = sys.stderr.isatty()
+    if not config["quiet"]:
+        size = f"{plural(batches, 'gradient')} x {plural(seeds, 'seed')} = {plural(batches * seeds, 'lane')}"
+        steps = plural(attack.num_steps, "step")
+        print(f"{attack.name}: {size}, {steps}; compiling first", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    interrupted, num_steps = False, attack.num_steps
+    try:
+        keys = lane_keys(config["seed"], batches, seeds)
+        result = jl.run(attack, prepared.leaks, keys, progress=terminal and not config["quiet"])
+        result = jax.block_until_ready(result)
+    except jl.Interrupted as stopped:
+        interrupted, result, num_steps = True, stopped.result, stopped.num_steps
+    except BaseException:
+        folder.discard_if_empty(out)
+        raise
+    seconds = time.perf_counter() - started
+    # Imported here since matplotlib takes a second, which `jaxleak --help` need not pay.
+    from jaxleak.experiments import report
+
+    reached = measure(prepared, result, config, command, num_steps=num_steps, seconds=seconds)
+    report.leave(reached, out)
+    if interrupted:
+        print(
+            f"jaxleak: interrupted after {num_steps} of {attack.num_steps} steps; what was reached is in {out}",
+            file=sys.stderr,
+        )
+        return 130
+    if config["quiet"]:
+        print(out)
+    else:
+        show(reached, Console())
+        print(f"files: {out}/ ({_known(folder.FILES)})")
+    return 0

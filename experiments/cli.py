@@ -1,0 +1,99 @@
+"""The command line: `jaxleak attack`."""
+
+import functools
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Protocol
+
+import tyro
+
+import jaxleak as jl
+from jaxleak.experiments.attack import AttackConfig
+
+REFUSED = 2
+INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """A subcommand: a frozen dataclass of flags, whose docstring is its help."""
+
+    EXAMPLES: ClassVar[str]
+
+    def prepare(self) -> Callable[[], int]:
+        """Checks everything, raising ValueError, TypeError or OSError; returns the work, which gives an exit code."""
+        ...
+
+
+COMMANDS: dict[str, type[Command]] = {"attack": AttackConfig}
+
+_DESCRIPTION = "How much of a client's private data can be rebuilt from its federated learning updates."
+_EXAMPLES = """\
+examples:
+  jaxleak attack           attack eight photographs: the main job, under two minutes on two cores
+  jaxleak attack --help    all that can be chosen
+  jaxleak --version        the version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: the arguments; those of the process by default.
+
+    Returns:
+      The exit code: 0, 2 for what was refused or could not be read or written, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"jaxleak {jl.__version__}")
+        return 0
+    try:
+        command = _parse(arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            print(COMMANDS[arguments[0]].EXAMPLES if arguments[0] in COMMANDS else _EXAMPLES, end="")
+        return int(stop.code or 0)
+    try:
+        return _run(command)
+    except KeyboardInterrupt:
+        print("jaxleak: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parse(arguments: list[str]) -> Command:
+    commands: list[Any] = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items()]
+    # tyro makes a subcommand of a union only, also where there is one alone.
+    commands.append(Annotated[None, tyro.conf.Suppress])
+    return tyro.cli(
+        functools.reduce(operator.or_, commands),
+        prog="jaxleak",
+        description=_DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.DisallowNone,),
+    )
+
+
+def _run(command: Command) -> int:
+    try:
+        work = command.prepare()
+    except (ValueError, TypeError, OSError) as error:
+        return _refuse(error)
+    try:
+        return work()
+    except OSError as error:
+        return _refuse(error)
+
+
+def _refuse(error: Exception) -> int:
+    """Says in one line what is wrong."""
+    reason = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"jaxleak: error: {' '.join(reason.split())}", file=sys.stderr)
+    return REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

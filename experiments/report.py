@@ -1,0 +1,67 @@
+"""The report of a run as one HTML page, and the whole run folder with it."""
+
+import base64
+import importlib.resources
+import pathlib
+
+import jinja2
+
+from jaxleak.experiments import folder, picture, summary
+from jaxleak.experiments.outcome import Outcome
+
+# What the attacker had of the labels, by the name of what gave them to it.
+_LABELS = {
+    "known": "granted: the attacker is told the true labels",
+    "joint": "not granted: optimised together with the images",
+}
+_RECOVERED = "not granted: recovered from the update by {}"
+
+
+def leave(outcome: Outcome, out: pathlib.Path) -> None:
+    """Writes all files of a run folder; what costs nothing to keep first."""
+    folder.write_config(out, outcome.record)
+    folder.write_results(out, outcome.rows())
+    folder.write_arrays(out, outcome.arrays())
+    reconstructions = picture.reconstructions(outcome)
+    folder.write(out / folder.PICTURE, reconstructions)
+    page = render(outcome, reconstructions, picture.loss_curves(outcome))
+    folder.write(out / folder.REPORT, page.encode())
+
+
+def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
+    """The report as one HTML page, with its pictures inside.
+
+    Args:
+      outcome: of the run.
+      reconstructions: a picture, as PNG.
+      loss_curves: another.
+    """
+    source = importlib.resources.files("jaxleak.experiments").joinpath("report.html.jinja").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = summary.number
+    environment.filters["png"] = lambda content: "data:image/png;base64," + base64.b64encode(content).decode()
+    config, record = outcome.config, outcome.record
+    labels = _LABELS.get(config["labels"], _RECOVERED.format(config["labels"]))
+    settings = ", ".join(f"{name}={value}" for name, value in record["defense_settings"].items())
+    return environment.from_string(source).render(
+        plural=summary.plural,
+        config=config,
+        record=record,
+        defense=f"{config['defense']} ({settings})" if settings else config["defense"],
+        labels=labels,
+        verdict=summary.verdict(outcome),
+        lanes=summary.lanes(outcome),
+        spreads=summary.spreads(outcome),
+        images=outcome.images(),
+        statuses=sorted({image.status for image in outcome.images()}),
+        batches=outcome.loss.shape[0],
+        right=sum(image.label_correct for image in outcome.images()),
+        right_of_all=int(outcome.evaluation.label_correct.sum()),
+        total=outcome.evaluation.label_correct.size,
+        interrupted=outcome.interrupted,
+        num_steps=outcome.num_steps,
+        reconstructions=reconstructions,
+        loss_curves=loss_curves,
+    )
