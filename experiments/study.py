@@ -112,5 +112,6 @@ def summary(row: dict[str, Any]) -> str:
     low, high = row["psnr_quartiles"]
     return (
         f"{row['attack']} {row['model']} {row['dataset']} batch {row['batch_size']} {settings}: "
-        f"PSNR {row['psnr_median']} ({low} to {high}) dB, SSIM {row['ssim_median']}, labels {row['label_correct']:.0%}, {row['seconds']} s"
+        f"PSNR {row['psnr_median']} ({low} to {high}) dB, "
+        f"SSIM {row['ssim_median']}, labels {row['label_correct']:.0%}, {row['seconds']} s"
     )
