@@ -173,13 +173,8 @@ def resnet20(
 def resnet18(
     *,
     num_classes: int,
-    width: float = 1,
     stem: str = "cifar",
-    shortcut: str = "projection",
-    mean: Any = 0.0,
-    stddev: Any = 1.0,
-    activation: str = "relu",
-    batch_norm: str = "eval",
+    **settings: Any,
 ) -> ResNet:
     """ResNet-18: images [n, height, width, channels] to logits [n, num_classes].
 
@@ -188,13 +183,8 @@ def resnet18(
 
     Args:
       num_classes: how many logits.
-      width: multiplies the channels; may be below 1.
       stem: "cifar", as gradient inversion uses the net at 32x32, or "imagenet", the paper's.
-      shortcut: "projection" or "pad".
-      mean: taken from the pixels first, one number or one a channel.
-      stddev: the pixels are divided by it then, one number or one a channel.
-      activation: the name of the activation, a key of `models.target.ACTIVATIONS`.
-      batch_norm: "eval", by the running statistics, or "train", by the batch's.
+      **settings: those of `resnet20`.
 
     Returns:
       A linen module.
@@ -205,26 +195,16 @@ def resnet18(
         blocks=(2, 2, 2, 2),
         base_width=64,
         num_classes=num_classes,
-        width=width,
         stem=stem,
-        shortcut=shortcut,
-        mean=mean,
-        stddev=stddev,
-        activation=activation,
-        batch_norm=batch_norm,
+        **settings,
     )
 
 
 def resnet50(
     *,
     num_classes: int,
-    width: float = 1,
     stem: str = "imagenet",
-    shortcut: str = "projection",
-    mean: Any = 0.0,
-    stddev: Any = 1.0,
-    activation: str = "relu",
-    batch_norm: str = "eval",
+    **settings: Any,
 ) -> ResNet:
     """ResNet-50: images [n, height, width, channels] to logits [n, num_classes].
 
@@ -233,13 +213,8 @@ def resnet50(
 
     Args:
       num_classes: how many logits.
-      width: multiplies the channels; may be below 1.
       stem: "imagenet", the paper's, or "cifar" for small images.
-      shortcut: "projection" or "pad".
-      mean: taken from the pixels first, one number or one a channel.
-      stddev: the pixels are divided by it then, one number or one a channel.
-      activation: the name of the activation, a key of `models.target.ACTIVATIONS`.
-      batch_norm: "eval", by the running statistics, or "train", by the batch's.
+      **settings: those of `resnet20`.
 
     Returns:
       A linen module.
@@ -252,11 +227,6 @@ def resnet50(
         base_width=64,
         bottleneck=True,
         num_classes=num_classes,
-        width=width,
         stem=stem,
-        shortcut=shortcut,
-        mean=mean,
-        stddev=stddev,
-        activation=activation,
-        batch_norm=batch_norm,
+        **settings,
     )

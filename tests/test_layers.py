@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from tracing import check_one_classifier, check_partition, cross_entropy, kernels, loss_of, name, names, relus, shaped
 
 from jaxleak import layers
 from jaxleak.base import Batch
@@ -19,56 +20,9 @@ from jaxleak.base import Batch
 IMAGES = Batch(jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32))
 
 
-def shaped(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def cross_entropy(logits, y):
-    probabilities = jax.nn.one_hot(y, logits.shape[-1]) if y.ndim == 1 else y
-    return -jnp.mean(jnp.sum(probabilities * jax.nn.log_softmax(logits), axis=-1))
-
-
-def loss_of(apply):
-    return lambda params, batch: cross_entropy(apply(params, batch.x), batch.y)
-
-
 def of_linen(model, batch=IMAGES):
     params = jax.eval_shape(model.init, jax.random.key(0), batch.x)
     return layers.trace(loss_of(model.apply), params, batch)
-
-
-def name(found, leaf):
-    """The path of a leaf without its brackets: "params/Dense_0/kernel"."""
-    return None if leaf is None else found.paths[leaf].replace("']['", "/").strip("[']").removeprefix("params/")
-
-
-def names(found, leaves):
-    return [name(found, leaf) for leaf in leaves]
-
-
-def kernels(found):
-    return names(found, (layer.kernel for layer in found.layers))
-
-
-def relus(found):
-    return [layer.relu for layer in found.layers]
-
-
-def check_partition(found):
-    """Every leaf belongs to exactly one layer or to none, and is in the order once."""
-    owned = [leaf for layer in found.layers for leaf in layer.leaves]
-    everything = list(range(len(found.paths)))
-    assert sorted((*owned, *found.unassigned)) == everything
-    assert sorted(found.order) == everything
-    for layer in found.layers:
-        assert layer.kernel in layer.leaves
-        assert layer.bias is None or layer.bias in layer.leaves
-
-
-def check_one_classifier(found, kernel, output_axis, bias):
-    layer = layers.classifier(found)
-    assert (name(found, layer.kernel), layer.output_axis, name(found, layer.bias)) == (kernel, output_axis, bias)
-    assert sum(layer.classifier for layer in found.layers) == 1
 
 
 class MLP(nn.Module):
