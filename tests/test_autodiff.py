@@ -112,22 +112,12 @@ def test_values_and_cotangents_equal_double_reverse_mode(case, update):
     # Not zero anywhere it matters.
     of_params, of_batch = found[1]
     parts = [of_batch.x, of_batch.y, *jax.tree.leaves(of_params["params"])]
+    if "batch_stats" in params:
+        # Running statistics travel in params: no part of the update, but with cotangents where they are used.
+        assert set(found[0]) == {"params"}
+        used = [bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(of_params["batch_stats"])]
+        assert used == [loss_fn.apply.__self__.mode == "eval"] * 2
     assert all(float(jnp.max(jnp.abs(part))) > 1e-6 for part in parts)
-
-
-def test_batch_statistics_travel_and_have_cotangents():
-    for mode, used in (("eval", True), ("train", False)):
-        model = BatchNormCnn(mode)
-        x = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 6, 6, 2)))
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(jax.random.key(0), x))
-        gradient = autodiff.gradient(jl.cross_entropy(model.apply))
-        batch = jl.Batch(x, jnp.array([0, 1]))
-        update = jax.eval_shape(gradient, params, batch)
-        assert set(update) == {"params"}
-        found = jax.jit(jax.grad(inner(gradient, random_like(update, 1))))(params, batch)
-        assert jax.tree.structure(found) == jax.tree.structure(params)
-        for leaf in jax.tree.leaves(found["batch_stats"]):
-            assert bool(jnp.any(leaf != 0)) == used
 
 
 @pytest.mark.parametrize("case", ["mlp", "cnn, batch norm in train mode"], indirect=True)

@@ -51,7 +51,7 @@ def execute(source, names):
 @pytest.fixture(scope="module")
 def names():
     """What parts 1 and 2 leave behind, with `results_of_3` beside."""
-    x = jax.random.uniform(jax.random.key(5), (1, 12, 12, 3))
+    x = jax.random.uniform(jax.random.key(5), (1, 8, 8, 3))
     names = {"x": x, "y": jnp.array([7])}
     execute(HEAD, names)
     for part in (1, 2):
@@ -67,7 +67,7 @@ def names():
 
 def test_one_gradient(names):
     result = names["result"]
-    assert result.batch.x.shape == (1, 12, 12, 3)
+    assert result.batch.x.shape == (1, 8, 8, 3)
     assert result.batch.y.tolist() == [7]
     assert jl.metrics.psnr(names["truth"].x, result.batch.x).shape == (1,)
     assert result.trace.loss.shape == (3,)
@@ -75,8 +75,8 @@ def test_one_gradient(names):
 
 def test_sixty_four_seeds(names):
     results, best = names["results"], names["best"]
-    assert results.batch.x.shape == (64, 1, 12, 12, 3)
-    assert best.batch.x.shape == (1, 12, 12, 3)
+    assert results.batch.x.shape == (64, 1, 8, 8, 3)
+    assert best.batch.x.shape == (1, 8, 8, 3)
     assert float(best.loss) == float(jnp.min(results.loss))
     np.testing.assert_array_equal(best.batch.x, results.batch.x[jnp.argmin(results.loss)])
 
@@ -85,7 +85,7 @@ def test_many_leaks(names):
     last = PARTS[3].strip().splitlines()[-1]
     execute(PARTS[3].replace(last, f"results_of_3 = {last}"), names)
     results = names["results_of_3"]
-    assert results.batch.x.shape == (2, 1, 12, 12, 3)
+    assert results.batch.x.shape == (2, 1, 8, 8, 3)
     assert results.batch.y.tolist() == [[1], [2]]
 
 

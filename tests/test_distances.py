@@ -71,11 +71,9 @@ def test_the_cosine_of_a_zero_update_is_one_with_a_zero_derivative(zero):
 
 
 @pytest.mark.parametrize("name", SCIPY)
-def test_derivatives_are_finite_at_a_match(name):
+def test_derivatives_are_zero_at_a_match(name):
     gradient = jax.grad(getattr(distances, name))(tree(0), tree(0))
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
-    if name != "l1":
-        assert all(float(jnp.max(jnp.abs(leaf))) < 1e-6 for leaf in jax.tree.leaves(gradient))
+    assert all(float(jnp.max(jnp.abs(leaf))) < 1e-6 for leaf in jax.tree.leaves(gradient))
 
 
 def test_weights_may_be_traced():

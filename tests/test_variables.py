@@ -12,7 +12,8 @@ from jaxleak import models, variables
 
 
 def test_flax_collections_are_split():
-    params = models.resnet20(num_classes=2, width=0.25).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    params = jax.eval_shape(models.resnet20(num_classes=2, width=0.25).init, jax.random.key(0), x)
     trainable, state = variables.split(params)
     assert set(params) == {"params", "batch_stats"}
     assert trainable == {"params": params["params"]}
