@@ -73,7 +73,7 @@ class Trace(NamedTuple):
     """What happened on the way.
 
     Attributes:
-      loss: the matching loss of the candidate before each step [num_steps].
+      loss: the matching loss that each step evaluated last, of a candidate before its last update [num_steps].
       restarts: how often the lane was started again from a fresh candidate, int scalar.
     """
 

@@ -64,7 +64,8 @@ def gradient(loss_fn: Callable[[PyTree, Batch], jax.Array], *, fast_convolutions
       >>> observe({"w": jnp.ones(2)}, jl.Batch(jnp.array([3.0, 4.0]), jnp.array([0])))["w"].tolist()
       [3.0, 4.0]
     """
-    function = autodiff.gradient(convolution.for_backend(loss_fn) if fast_convolutions else loss_fn)
+    # Jitted for callers who are not: one program compiles faster than its operations one by one.
+    function = jax.jit(autodiff.gradient(convolution.for_backend(loss_fn) if fast_convolutions else loss_fn))
     return Observe(function, function, loss_fn)
 
 
