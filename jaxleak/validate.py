@@ -14,8 +14,8 @@ PyTree = Any
 
 
 def is_concrete(x: Any) -> bool:
-    """Whether the values of `x` can be looked at, which they cannot inside jit, vmap or grad."""
-    return not isinstance(x, jax.core.Tracer)
+    """Whether the values of `x` can be looked at: not inside jit, vmap or grad, and not those of a shape alone."""
+    return not isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
 def at_least(name: str, value: Any, minimum: float, *, exclusive: bool = False) -> None:

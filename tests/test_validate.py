@@ -114,3 +114,7 @@ def test_leaks_are_checked_in_the_order_of_what_helps_most(scenario):
     params = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), case.params)
     with pytest.raises(ValueError, match=r"^leak.params: \['params'\]\['dense1'\]\['bias'\] has 1 of 16 entries"):
         validate.leak(case.observe, jl.Leak(params, case.leak.update), case.shape)
+
+
+def test_values_of_shapes_alone_are_not_looked_at():
+    assert validate.first_not_finite({"w": jax.ShapeDtypeStruct((2,), jnp.float32)}) is None
