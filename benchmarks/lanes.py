@@ -92,13 +92,14 @@ def measure(model: str, lanes: int, options: Options) -> dict:
 
 def main(options: Options) -> None:
     """Runs the benchmark, prints a line a row and writes the rows."""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for model in options.models:
         for lanes in options.lanes:
-            rows.append({"benchmark": "lanes", **folder.provenance(), **measure(model, lanes, options)})
-            print(json.dumps({key: rows[-1][key] for key in list(rows[-1])[5:]}), flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    folder.write(options.out, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            row = measure(model, lanes, options)
+            rows.append({"benchmark": "lanes", **folder.provenance(), **row})
+            folder.write(options.out, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
