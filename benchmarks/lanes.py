@@ -5,7 +5,6 @@ median over repeats of a compiled loop, in milliseconds a lane and step; the two
 ratio is what to read, since machines are shared and noisy.
 
 Command: python benchmarks/lanes.py --out benchmarks/results/lanes.jsonl
-Time: about five minutes on two cores.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 Paper: papers/agic §V-B: untrained ResNet20-4, CIFAR-10, 10,000 steps, 100 mini-batches. PSNR / SSIM at batch 1:
 DLG-Adam 19.9 / .727, InvG 20.7 / .753, AGIC 31.3 / .963; at batch 4: 14.0 / .412, 14.4 / .433, 17.2 / .586.
 Command: python -m jaxleak.experiments.studies.agic_table_iv --data-dir FOLDER
-Time: about half an hour on two cores at the scale "minutes", which has fewer images and steps.
+Time: see `seconds` in the rows; the scale fits two cores.
 Expect: AGIC above InvG above DLG-Adam.
 """
 

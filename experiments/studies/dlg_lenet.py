@@ -2,7 +2,7 @@
 
 Paper: Zhu et al. 2019 and Zhao et al. 2020 (300 iterations, batch 1, LeNet with uniform(-0.5, 0.5) parameters).
 Command: python -m jaxleak.experiments.studies.dlg_lenet --data-dir FOLDER
-Time: about 50 minutes on two cores (20 images x 4 seeds as lanes, 300 iterations of 20 evaluations, two data sets).
+Time: see `seconds` in the rows; the scale fits two cores.
 Expect: medians of the best-by-loss seed above 30 dB; DLG's label right in at least 80 %, iDLG's always; no lane ends
 diverged or stalled without a status that says so.
 """

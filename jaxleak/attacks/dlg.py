@@ -47,7 +47,8 @@ def dlg(
       mean: what the pixels' normalisation subtracts; none in the paper.
       stddev: what it divides by.
       divergence: a lane whose loss exceeds this multiple of its first one starts again from a fresh candidate.
-      stall: so does a lane whose optimizer stops while its loss exceeds this multiple of its first one.
+      stall: so does a lane whose optimizer stops while its loss exceeds this multiple of its first one. Both numbers
+        are ours, not a paper's.
       max_restarts: how often; 0 leaves such a lane at its last sound candidate, with a status that says so.
 
     Returns:
