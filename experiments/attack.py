@@ -16,17 +16,21 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, arg
 
 import jaxleak as jl
-from jaxleak import models, validate
+from jaxleak import distributed, models, validate
 from jaxleak.attacks.inverting_gradients import VARIANTS
 from jaxleak.experiments import data as datasets
-from jaxleak.experiments import folder, scenario
+from jaxleak.experiments import folder, machine, scenario
 from jaxleak.experiments.outcome import measure
+from jaxleak.experiments.rows import Rows
 from jaxleak.experiments.summary import plural, show
 from jaxleak.names import lookup
 
 # The main job: `jaxleak attack` alone.
 DEFAULT_ATTACK = "idlg"
 DEFAULT_NUM_STEPS = 80
+
+# How a run is made, and not what it is: other values of these resume the same run.
+_FREE = ("out", "quiet", "devices", "memory_limit", "distributed")
 
 _LARGEST_SEED = 2**31 - 2  # the scenario uses the seed after it as well
 
@@ -107,8 +111,28 @@ examples:
     seed: Annotated[int, _flag("N", "Seed of the model's parameters, the defense's noise and the random starts.")] = 0
     out: Annotated[
         pathlib.Path | None,
-        _flag("FOLDER", "Where the files go; a folder that holds a run is refused.", "runs/attack-<UTC date-time>"),
+        _flag(
+            "FOLDER",
+            "Where the files go. A run that was stopped there is resumed; one that is complete is refused.",
+            "runs/attack-<UTC date-time>",
+        ),
     ] = None
+    devices: Annotated[
+        int | None, _flag("N", "How many devices share the lanes; with CPUs, each core is one.", "all")
+    ] = None
+    memory_limit: Annotated[
+        float | None,
+        _flag(
+            "GIB",
+            "How much memory lanes may take, on each device or on a CPU in all; others wait.",
+            "3/4 of what is free",
+        ),
+    ] = None
+    distributed: Annotated[
+        bool,
+        FlagCreatePairsOff,
+        _flag("", "Share the lanes with the same command on other machines; see docs/clusters.md.", "off"),
+    ] = False
     quiet: Annotated[
         bool, FlagCreatePairsOff, _flag("", "Print the name of the run folder, and nothing else.", "off")
     ] = False
@@ -120,6 +144,7 @@ examples:
           ValueError, TypeError: a setting does not fit.
           OSError: a file or folder cannot be read or written.
         """
+        machine.prepare(devices=self.devices, together=self.distributed)
         name = DEFAULT_ATTACK if self.attack is None else self.attack
         factory = lookup("attack", name, jl.attacks.NAMES)
         settings = self._settings(name, factory)
@@ -127,6 +152,9 @@ examples:
         validate.integer_at_least("seed", self.seed, 0)
         if self.seed > _LARGEST_SEED:
             raise ValueError(f"seed={self.seed}: expected <= {_LARGEST_SEED}")
+        if self.memory_limit is not None:
+            validate.at_least("memory_limit", self.memory_limit, 0, exclusive=True)
+        machine.use(self.devices)
         out = None if self.out is None else self.out.expanduser()
         folder.refuse_taken(out)
         dataset = datasets.load(self.data, self.data_dir, self.split)
@@ -154,9 +182,13 @@ examples:
             "num_steps": attack.num_steps,
             "split": dataset.split,
         }
+        config["data_dir"] = None if self.data_dir is None else str(self.data_dir)
+        if distributed.index():
+            return lambda: _follow(attack, prepared, config)
+        if out is not None and folder.is_unfinished(out):
+            folder.refuse_other(out, config, free=_FREE)
         claimed = folder.claim(out, "attack")
         config["out"] = str(claimed)
-        config["data_dir"] = None if self.data_dir is None else str(self.data_dir)
         return lambda: _work(attack, prepared, config, self.command(), claimed)
 
     def _settings(self, name: str, factory: Callable) -> dict[str, Any]:
@@ -187,7 +219,7 @@ examples:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             flag = field.name.replace("_", "-")
-            if value == field.default or field.name in ("out", "quiet"):
+            if value == field.default or field.name in _FREE:
                 continue
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
         return shlex.join(words)
@@ -225,6 +257,24 @@ def lane_keys(seed: int, batches: int, seeds: int) -> jax.Array:
     return jax.vmap(jax.vmap(of, (None, 0)), (0, None))(jnp.arange(batches), jnp.arange(seeds))
 
 
+def _run(attack: jl.Attack, prepared: scenario.Scenario, config: Mapping[str, Any], **driven: Any) -> jl.Result:
+    """Runs all lanes, [batches, seeds], as the flags say."""
+    keys = lane_keys(config["seed"], len(prepared.indices), config["seeds"])
+    limit = None if config["memory_limit"] is None else int(config["memory_limit"] * machine.GIB)
+    devices = machine.use(config["devices"])
+    result = jl.run(attack, prepared.leaks, keys, devices=devices, memory_limit=limit, **driven)
+    return jax.block_until_ready(result)
+
+
+def _follow(attack: jl.Attack, prepared: scenario.Scenario, config: Mapping[str, Any]) -> int:
+    """What the processes other than 0 do: run their lanes, and neither print nor write."""
+    try:
+        _run(attack, prepared, config, checkpoint=pathlib.Path(folder.CHECKPOINT))
+    except jl.Interrupted:
+        return 130
+    return 0
+
+
 def _work(
     attack: jl.Attack,
     prepared: scenario.Scenario,
@@ -234,19 +284,29 @@ def _work(
 ) -> int:
     """Runs the attack, writes the folder, prints; the exit code is 130 after Ctrl-C, as shells have it."""
     batches, seeds = len(prepared.indices), config["seeds"]
-    terminal = sys.stderr.isatty()
-    if not config["quiet"]:
-        size = f"{plural(batches, 'gradient')} x {plural(seeds, 'seed')} = {plural(batches * seeds, 'lane')}"
-        steps = plural(attack.num_steps, "step")
-        print(f"{attack.name}: {size}, {steps}; compiling first", file=sys.stderr, flush=True)
+
+    def say(line: str) -> None:
+        if not config["quiet"]:
+            print(line, file=sys.stderr, flush=True)
+
+    size = f"{plural(batches, 'gradient')} x {plural(seeds, 'seed')} = {plural(batches * seeds, 'lane')}"
+    say(f"{attack.name}: {size}, {plural(attack.num_steps, 'step')}; compiling first")
     started = time.perf_counter()
     interrupted, num_steps = False, attack.num_steps
+    checkpoint = out / folder.CHECKPOINT
     try:
-        keys = lane_keys(config["seed"], batches, seeds)
-        result = jl.run(attack, prepared.leaks, keys, progress=terminal and not config["quiet"])
-        result = jax.block_until_ready(result)
+        folder.write_config(out, {"command": command, "config": config, **folder.provenance()})
+        result = _run(
+            attack,
+            prepared,
+            config,
+            checkpoint=checkpoint,
+            on_lanes=Rows(prepared, config, out).append,
+            on_plan=lambda plan: say(_planned(plan)),
+            progress=sys.stderr.isatty() and not config["quiet"],
+        )
     except jl.Interrupted as stopped:
-        interrupted, result, num_steps = True, stopped.result, stopped.num_steps
+        interrupted, result, num_steps = True, stopped.result, int(stopped.num_steps)
     except BaseException:
         folder.discard_if_empty(out)
         raise
@@ -258,13 +318,22 @@ def _work(
     report.leave(reached, out)
     if interrupted:
         print(
-            f"jaxleak: interrupted after {num_steps} of {attack.num_steps} steps; what was reached is in {out}",
+            f"jaxleak: interrupted after {num_steps} of {attack.num_steps} steps; what was reached is in {out}; "
+            f"the same command with --out {shlex.quote(str(out))} resumes",
             file=sys.stderr,
         )
         return 130
+    checkpoint.unlink(missing_ok=True)
     if config["quiet"]:
         print(out)
     else:
         show(reached, Console())
         print(f"files: {out}/ ({_known(folder.FILES)})")
     return 0
+
+
+def _planned(plan: Any) -> str:
+    """How the lanes are run, in one line."""
+    here = " in this process" if distributed.count() > 1 else ""
+    at_once = f"{plan.num_slots} at a time on {plural(plan.num_devices, 'device')}"
+    return f"{plural(plan.num_lanes, 'lane')}{here}, {at_once}, {plan.bytes_a_lane / machine.MIB:.3g} MiB a lane"

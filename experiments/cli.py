@@ -3,15 +3,20 @@
 import functools
 import operator
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Protocol
 
+import jax
 import tyro
 
 import jaxleak as jl
+from jaxleak import distributed
+from jaxleak.benchmarks.bench import BenchConfig
 from jaxleak.experiments.attack import AttackConfig
+from jaxleak.experiments.machine import REFUSED
 
-REFUSED = 2
+FAILED = 1
 INTERRUPTED = 130
 
 
@@ -25,7 +30,7 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: dict[str, type[Command]] = {"attack": AttackConfig}
+COMMANDS: dict[str, type[Command]] = {"attack": AttackConfig, "bench": BenchConfig}
 
 _DESCRIPTION = "How much of a client's private data can be rebuilt from its federated learning updates."
 _EXAMPLES = """\
@@ -56,10 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(COMMANDS[arguments[0]].EXAMPLES if arguments[0] in COMMANDS else _EXAMPLES, end="")
         return int(stop.code or 0)
     try:
-        return _run(command)
+        code = _run(command)
     except KeyboardInterrupt:
         print("jaxleak: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = FAILED
+    if code and jax.distributed.is_initialized():
+        distributed.leave(code)
+    return code
 
 
 def _parse(arguments: list[str]) -> Command:
@@ -81,8 +94,10 @@ def _run(command: Command) -> int:
     except (ValueError, TypeError, OSError) as error:
         return _refuse(error)
     try:
-        return work()
-    except OSError as error:
+        code = work()
+        distributed.part()
+        return code
+    except (ValueError, OSError, MemoryError, distributed.Lost) as error:
         return _refuse(error)
 
 

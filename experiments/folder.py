@@ -10,7 +10,7 @@ import pathlib
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import flax
@@ -26,6 +26,7 @@ PICTURE = "reconstructions.png"
 ARRAYS = "arrays.npz"
 REPORT = "report.html"
 FILES = (CONFIG, RESULTS, PICTURE, ARRAYS, REPORT)
+CHECKPOINT = "checkpoint.safetensors"  # there until the run is complete
 
 Row = dict[str, Any]
 
@@ -52,15 +53,46 @@ ROW: dict[str, tuple[type, ...]] = {
 }
 
 
+def is_unfinished(out: pathlib.Path) -> bool:
+    """Whether a folder holds a run that can be resumed: stopped by Ctrl-C, or killed before its last file."""
+    return (out / CONFIG).is_file() and ((out / CHECKPOINT).exists() or not (out / REPORT).exists())
+
+
 def refuse_taken(out: pathlib.Path | None) -> None:
-    """Refuses, before anything is computed, a folder that holds a run, and a file."""
+    """Refuses, before anything is computed, a folder that holds a complete run, and a file."""
     if out is None:
         return
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={str(out)!r} is a file: expected a folder")
     held = [name for name in FILES if (out / name).exists()]
-    if held:
+    if held and not is_unfinished(out):
         raise ValueError(f"out={str(out)!r} already holds a run ({', '.join(held)}): expected a new or empty folder")
+
+
+def refuse_other(out: pathlib.Path, config: Mapping[str, Any], *, free: Container[str]) -> None:
+    """Refuses to resume a run of other settings.
+
+    Args:
+      out: the folder of an unfinished run.
+      config: the settings of the run that would resume it.
+      free: names of settings that may differ.
+
+    Raises:
+      ValueError: a setting differs; names the first. Or `config.json` is none of a run.
+      OSError: it cannot be read.
+    """
+    path = out / CONFIG
+    try:
+        before = json.loads(path.read_bytes())["config"]
+        differing = [name for name in config if name not in free and before.get(name) != config[name]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not the config.json of a run: {error!r}") from error
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{name}={config[name]}: out={str(out)!r} holds an unfinished run with {name}={before.get(name)}: "
+            "expected the same settings, or a new folder"
+        )
 
 
 def claim(out: pathlib.Path | None, command: str) -> pathlib.Path:
@@ -101,8 +133,10 @@ def _new_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def discard_if_empty(folder: pathlib.Path) -> None:
-    """Removes the folder of a run that came to nothing."""
+    """Removes the folder of a run that came to nothing but its settings."""
     with contextlib.suppress(OSError):
+        if os.listdir(folder) == [CONFIG]:
+            (folder / CONFIG).unlink()
         folder.rmdir()
 
 
@@ -133,8 +167,35 @@ def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 def write_results(folder: pathlib.Path, rows: Iterable[Row]) -> None:
     """Writes `results.jsonl`, a row of `ROW` each line."""
+    write(folder / RESULTS, _lines(rows))
+
+
+def append_results(folder: pathlib.Path, rows: Iterable[Row]) -> None:
+    """Adds rows to `results.jsonl`, all or none.
+
+    Raises:
+      OSError: they cannot be written; names the file.
+    """
+    path, added = folder / RESULTS, _lines(rows)
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                # A raw write may stop short on a full disk; the one after it then says why.
+                written = file.write(added)
+                while written < len(added):
+                    written += file.write(added[written:])
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
     lines = [json.dumps({key: _finite(row[key]) for key in ROW}, allow_nan=False) for row in rows]
-    write(folder / RESULTS, "".join(line + "\n" for line in lines).encode())
+    return "".join(line + "\n" for line in lines).encode()
 
 
 def write_arrays(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -153,6 +214,15 @@ def read_results(path: pathlib.Path) -> list[Row]:
     """
     lines = path.read_bytes().split(b"\n")
     return [_row(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def whole_results(path: pathlib.Path) -> list[Row]:
+    """The rows of a `results.jsonl` up to the first torn or foreign one; none where there is no file."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            rows.append(_row(f"{path}:{number}", line))
+    return rows
 
 
 def _row(place: str, line: bytes) -> Row:

@@ -1,6 +1,7 @@
 """What a run of an attack came to: the one object that rows, arrays, table, picture and report are made of."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 import jaxleak as jl
 from jaxleak.experiments import folder
-from jaxleak.experiments.evaluation import Evaluation, evaluate
+from jaxleak.experiments.evaluation import Compared, Evaluation, evaluate
 from jaxleak.experiments.scenario import DEFENSE_SETTINGS, Scenario
 
 
@@ -68,24 +69,20 @@ class Outcome:
 
     def rows(self) -> list[folder.Row]:
         """The rows of `results.jsonl`."""
-        found = self.evaluation
-        return [
-            {
-                **{key: self.config[key] for key in ("attack", "defense", "model")},
-                "dataset": self.config["data"],
-                "image": int(self.indices[batch, i]),
-                "seed": seed,
-                "num_steps": self.num_steps,
-                "mse": float(found.mse[batch, seed, i]),
-                "psnr": float(found.psnr[batch, seed, i]),
-                "ssim": float(found.ssim[batch, seed, i]),
-                "label_correct": bool(found.label_correct[batch, seed, i]),
-                "loss": float(self.loss[batch, seed]),
-                "status": jl.Status(self.status[batch, seed]).name.lower(),
-                "seconds": self.seconds / self.loss.size,
-            }
-            for batch, seed, i in np.ndindex(found.psnr.shape)
-        ]
+        rows = []
+        for batch, seed in np.ndindex(self.loss.shape):
+            status = jl.Status(self.status[batch, seed])
+            rows += rows_of_lane(
+                self.config,
+                self.indices[batch],
+                seed,
+                self.evaluation.lane(batch, seed),
+                loss=float(self.loss[batch, seed]),
+                status=status,
+                num_steps=self.num_steps if status == jl.Status.INTERRUPTED else self.config["num_steps"],
+                seconds=self.seconds / self.loss.size,
+            )
+        return rows
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of `arrays.npz`; reconstructions stand in the order of the truth."""
@@ -120,6 +117,51 @@ class Outcome:
             )
             for batch, i in np.ndindex(self.indices.shape)
         ]
+
+
+def rows_of_lane(
+    config: Mapping[str, Any],
+    indices: np.ndarray,
+    seed: int,
+    compared: Compared,
+    *,
+    loss: float,
+    status: jl.Status,
+    num_steps: int,
+    seconds: float,
+) -> list[folder.Row]:
+    """The rows of the images of one lane.
+
+    Args:
+      config: of the run.
+      indices: the data set's indices of its images [n].
+      seed: of the lane.
+      compared: its reconstruction and the truth.
+      loss: its matching loss.
+      status: how it ended.
+      num_steps: how many steps were taken.
+      seconds: that the lane took.
+
+    Returns:
+      A row for each image.
+    """
+    return [
+        {
+            **{key: config[key] for key in ("attack", "defense", "model")},
+            "dataset": config["data"],
+            "image": int(image),
+            "seed": seed,
+            "num_steps": num_steps,
+            "mse": float(compared.mse[i]),
+            "psnr": float(compared.psnr[i]),
+            "ssim": float(compared.ssim[i]),
+            "label_correct": bool(compared.label_correct[i]),
+            "loss": loss,
+            "status": status.name.lower(),
+            "seconds": seconds,
+        }
+        for i, image in enumerate(indices)
+    ]
 
 
 def measure(

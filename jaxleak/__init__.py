@@ -4,10 +4,11 @@ A leak is `update = observe(params, batch)`; an attack inverts `observe`. Images
 public boundary.
 """
 
-from jaxleak import attacks, defenses, distances, generators, labels, layers, metrics, observe, priors
+from jaxleak import attacks, defenses, distances, generators, labels, layers, memory, metrics, observe, priors
 from jaxleak.base import Attack, Batch, Leak, Result, Status, Trace
 from jaxleak.losses import cross_entropy
-from jaxleak.solve import Interrupted, best_lane, best_of, run, solve
+from jaxleak.results import best_lane, best_of
+from jaxleak.solve import Interrupted, plan, run, solve
 
 __version__ = "0.1.0"
 
@@ -28,8 +29,10 @@ __all__ = [
     "generators",
     "labels",
     "layers",
+    "memory",
     "metrics",
     "observe",
+    "plan",
     "priors",
     "run",
     "solve",

@@ -103,7 +103,8 @@ class Attack:
 
     Attributes:
       init: `init(key, leak) -> state`; a state has the attributes `loss`, `status` and `restarts`, whatever else.
-      step: `step(key, state, leak) -> state`.
+      step: `step(key, state, leak) -> state`. It is called while `status` is `Status.FINISHED`; any other is final, and
+        a lane that shall go on in spite of trouble, as one that starts again, keeps it.
       reconstruct: `reconstruct(state, leak) -> Result`, without a trace.
       num_steps: how many steps make a run.
       observe: the observation that the attack inverts.

@@ -7,6 +7,7 @@ channel is its own group (depthwise), sums of shifted images. Rank, strides, pad
 matter. This is done to the traced loss, so the user's model does not change.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,13 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jaxleak import rewriting
+
 PyTree = Any
+
+# Patches of a 3x3 window are cut out at once, those of a 5x5 one axis by axis: 10 slices in the place of 25. The other
+# way round each is slower, and the large ones take more memory (benchmarks/convolutions.py).
+_LARGEST_WINDOW_AT_ONCE = 9
 
 
 def as_products(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -30,15 +37,7 @@ def as_products(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     Returns:
       A function with the same inputs, outputs (to rounding) and derivatives.
     """
-
-    def wrapped(*args: PyTree) -> PyTree:
-        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
-        if not _has_convolution(closed.jaxpr):
-            return fn(*args)
-        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-    return wrapped
+    return rewriting.replaced(fn, _rule)
 
 
 def for_backend(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -46,79 +45,10 @@ def for_backend(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return as_products(fn) if jax.default_backend() == "cpu" else fn
 
 
-def _inner(equation: core.JaxprEqn) -> Sequence[Any]:
-    """The programs inside an equation that `_evaluate` knows how to enter."""
-    if equation.primitive.name in ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2", "scan"):
-        return [equation.params.get("jaxpr") or equation.params.get("call_jaxpr")]
-    return equation.params["branches"] if equation.primitive.name == "cond" else ()
-
-
-def _has_convolution(jaxpr: core.Jaxpr) -> bool:
-    return any(_is_replaced(equation) or _inner_has_convolution(equation) for equation in jaxpr.eqns)
-
-
-def _inner_has_convolution(equation: core.JaxprEqn) -> bool:
-    return any(_has_convolution(getattr(inner, "jaxpr", inner)) for inner in _inner(equation))
-
-
-def _is_replaced(equation: core.JaxprEqn) -> bool:
-    """Whether an equation is a convolution that is taken apart: all but those with groups in the batch."""
-    return equation.primitive is lax.conv_general_dilated_p and equation.params["batch_group_count"] == 1
-
-
-def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-
-    def read(atom):
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        if _is_replaced(equation):
-            outputs = [_products(*inputs, **equation.params)]
-        elif _inner_has_convolution(equation):
-            outputs = _enter(equation, inputs)
-        else:
-            outputs = _unchanged(jaxpr, equation, inputs)
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _unchanged(jaxpr: core.Jaxpr, equation: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-    """One equation as it stands, evaluated as a program of its own."""
-    values = {atom: x for atom, x in zip(equation.invars, inputs, strict=True) if not isinstance(atom, core.Literal)}
-    program = jaxpr.replace(constvars=[], invars=list(values), outvars=list(equation.outvars), eqns=[equation])
-    return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*values.values())
-
-
-def _enter(equation: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-    def runner(inner: Any) -> Callable[..., list[Any]]:
-        jaxpr, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
-        return lambda *args: _evaluate(jaxpr, consts, args)
-
-    run, *others = map(runner, _inner(equation))
-    params = equation.params
-    if equation.primitive.name in ("checkpoint", "remat", "remat2"):
-        return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])(*inputs)
-    if equation.primitive.name == "scan":
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
-        constants, carry, scanned = (
-            inputs[:num_consts],
-            inputs[num_consts : num_consts + num_carry],
-            inputs[num_consts + num_carry :],
-        )
-
-        def body(carry, elements):
-            outputs = run(*constants, *carry, *elements)
-            return outputs[:num_carry], outputs[num_carry:]
-
-        options = {name: params[name] for name in ("length", "reverse", "unroll")}
-        carry, stacked = lax.scan(body, carry, scanned, **options)
-        return [*carry, *stacked]
-    if equation.primitive.name == "cond":
-        index, *operands = inputs
-        return lax.switch(index, [run, *others], *operands)
-    return run(*inputs)
+def _rule(equation: core.JaxprEqn) -> Callable[..., list[jax.Array]] | None:
+    if equation.primitive is not lax.conv_general_dilated_p or equation.params["batch_group_count"] != 1:
+        return None
+    return lambda x, kernel: [_products(x, kernel, **equation.params)]
 
 
 def _products(
@@ -143,35 +73,36 @@ def _products(
     borders = [(*sides, dilation - 1) for sides, dilation in zip(padding, lhs_dilation, strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *borders, (0, 0, 0)])
     window, groups = kernel.shape[:-2], feature_group_count
-    spans = [(size - 1) * dilation for size, dilation in zip(window, rhs_dilation, strict=True)]
-    sizes = [
-        (size - span - 1) // stride + 1 for size, span, stride in zip(x.shape[1:-1], spans, window_strides, strict=True)
-    ]
+    options = {"precision": precision, "preferred_element_type": preferred_element_type}
 
-    def shifted(index: Sequence[int]) -> jax.Array:
-        """The pixels under one weight of the window, over all of its positions."""
-        start = [i * dilation for i, dilation in zip(index, rhs_dilation, strict=True)]
-        limit = [s + (n - 1) * stride + 1 for s, n, stride in zip(start, sizes, window_strides, strict=True)]
-        return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *window_strides, 1))
+    def shifted(x: jax.Array, axis: int, index: int) -> jax.Array:
+        """The pixels that one place of the window sees along one axis, over all of its positions."""
+        size, stride, dilation = window[axis - 1], window_strides[axis - 1], rhs_dilation[axis - 1]
+        count = (x.shape[axis] - (size - 1) * dilation - 1) // stride + 1
+        return lax.slice_in_dim(x, index * dilation, index * dilation + (count - 1) * stride + 1, stride, axis)
+
+    def patch(index: Sequence[int]) -> jax.Array:
+        return functools.reduce(lambda x, place: shifted(x, *place), enumerate(index, 1), x)
 
     indices = list(np.ndindex(*window))
-    patches = [shifted(index) for index in indices]
-    options = {"precision": precision, "preferred_element_type": preferred_element_type}
     if groups == 1:
         # One product [n, spatial, window c] x [window c, features].
-        joint = jnp.concatenate(patches, axis=-1) if len(patches) > 1 else patches[0]
-        y = lax.dot_general(joint, kernel.reshape(-1, kernel.shape[-1]), (((x.ndim - 1,), (0,)), ((), ())), **options)
+        if len(indices) > _LARGEST_WINDOW_AT_ONCE:
+            for axis, size in enumerate(window, 1):
+                x = jnp.concatenate([shifted(x, axis, i) for i in range(size)], axis=-1)
+            kernel = jnp.transpose(kernel, (*reversed(range(len(window))), len(window), len(window) + 1))
+        else:
+            x = jnp.concatenate([patch(index) for index in indices], axis=-1)
+        y = lax.dot_general(x, kernel.reshape(-1, kernel.shape[-1]), (((x.ndim - 1,), (0,)), ((), ())), **options)
     elif kernel.shape[-2] == 1:
         # Depthwise: no sum over channels, so no product of matrices either.
         multiplier = kernel.shape[-1] // groups
-        y = sum(
-            jnp.repeat(patch, multiplier, axis=-1) * kernel[index][0]
-            for patch, index in zip(patches, indices, strict=True)
-        )
+        y = sum(jnp.repeat(patch(index), multiplier, axis=-1) * kernel[index][0] for index in indices)
         y = jnp.asarray(y, preferred_element_type)
     else:
         # A product for each group of channels.
-        joint = jnp.stack([patch.reshape(*patch.shape[:-1], groups, -1) for patch in patches], axis=-2)
+        patches = [patch(index) for index in indices]
+        joint = jnp.stack([part.reshape(*part.shape[:-1], groups, -1) for part in patches], axis=-2)
         kernels = kernel.reshape(len(indices), kernel.shape[-2], groups, -1)
         axes = (((x.ndim, x.ndim + 1), (0, 1)), ((x.ndim - 1,), (2,)))
         y = jnp.moveaxis(lax.dot_general(joint, kernels, axes, **options), 0, -2)

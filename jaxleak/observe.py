@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxleak import autodiff, convolution, validate, variables
+from jaxleak import autodiff, convolution, names, validate, variables
 from jaxleak.base import Batch
 
 PyTree = Any
@@ -47,16 +47,28 @@ class Observe:
             )
 
 
-def gradient(loss_fn: Callable[[PyTree, Batch], jax.Array], *, fast_convolutions: bool = True) -> Observe:
+# Of matrix products and convolutions, as `jax.default_matmul_precision` has it.
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+
+
+def gradient(
+    loss_fn: Callable[[PyTree, Batch], jax.Array], *, fast_convolutions: bool = True, precision: str = "float32"
+) -> Observe:
     """One gradient of the client's loss on its whole batch: FedSGD.
 
     Args:
       loss_fn: `loss_fn(params, batch) -> scalar`.
       fast_convolutions: evaluate convolutions in the form that is fast in loops over lanes on this backend
         (`jaxleak.convolution`); the numbers agree to rounding.
+      precision: of the products in the loss and its derivatives, where the device can trade it for speed; a CPU cannot.
+        "float32" is exact. "tensorfloat32" and "bfloat16" round the factors to 10 and 7 bits;
+        `experiments/studies/precision.py` measures what that costs.
 
     Returns:
       `observe(params, batch) -> update`.
+
+    Raises:
+      ValueError: an unknown precision.
 
     Example:
       >>> import jax.numpy as jnp, jaxleak as jl
@@ -64,8 +76,15 @@ def gradient(loss_fn: Callable[[PyTree, Batch], jax.Array], *, fast_convolutions
       >>> observe({"w": jnp.ones(2)}, jl.Batch(jnp.array([3.0, 4.0]), jnp.array([0])))["w"].tolist()
       [3.0, 4.0]
     """
+    names.lookup("precision", precision, dict.fromkeys(PRECISIONS))
+
+    def precise(params: PyTree, batch: Batch) -> jax.Array:
+        # Derivatives of a product have the precision that it was traced with.
+        with jax.default_matmul_precision(precision):
+            return loss_fn(params, batch)
+
     # Jitted for callers who are not: one program compiles faster than its operations one by one.
-    function = jax.jit(autodiff.gradient(convolution.for_backend(loss_fn) if fast_convolutions else loss_fn))
+    function = jax.jit(autodiff.gradient(convolution.for_backend(precise) if fast_convolutions else precise))
     return Observe(function, function, loss_fn)
 
 

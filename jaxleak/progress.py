@@ -9,7 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextlib.contextmanager
 def bar(name: str, num_steps: int, *, shown: bool) -> Iterator[Callable[[int, float], None]]:
-    """Yields `report(steps_taken, loss)`, which moves the bar; it does nothing where `shown` is False."""
+    """Yields `report(steps_taken, loss)`, which moves the bar; it does nothing where `shown` is False.
+
+    Args:
+      name: what is shown in front.
+      num_steps: of all lanes together.
+      shown: whether there is a bar.
+    """
     if not shown:
         yield lambda taken, loss: None
         return

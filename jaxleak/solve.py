@@ -1,22 +1,27 @@
-"""Drivers: `solve` is a pure function, `run` a loop on the host over compiled pieces of it, `best_of` picks lanes.
+"""Drivers: `solve` is a pure function, `run` a loop on the host over compiled pieces of it.
 
 Step i of a run uses `jax.random.fold_in(key, i)`, so that a run in pieces equals one in one piece bit for bit.
 """
 
-import functools
+import os
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxleak import interrupts, validate
+from jaxleak import exchange, inputs, interrupts, lanes, memory, validate
 from jaxleak import progress as progress_
-from jaxleak.base import Attack, Leak, Result, Status, Trace
+from jaxleak.base import Attack, Leak, Result
+from jaxleak.checkpoint import Checkpoints
+from jaxleak.results import raise_if_diverged
+from jaxleak.slots import Slots
 
 PyTree = Any
+OnProgress = Callable[[int, float], None]
+OnLanes = Callable[[np.ndarray, Result], None]
 
 # How long a piece of a run should take: short enough for a progress bar and Ctrl-C, long enough to cost nothing.
 _PIECE_SECONDS = 0.5
@@ -26,36 +31,16 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during `run`. What was reached is not lost.
 
     Attributes:
-      result: the Result at that point, with `Status.INTERRUPTED` and NaN in the trace of the steps not taken.
-      num_steps: how many steps were taken.
+      result: the Result at that point. Lanes that had ended are as they were; those that ran have
+        `Status.INTERRUPTED` and NaN in the trace of the steps not taken; those that waited have NaN for images, a loss
+        of infinity and `Status.INTERRUPTED`.
+      num_steps: how many steps were taken, as the mean over lanes; a lane that has ended counts as one that took all.
     """
 
     def __init__(self, result: Result, num_steps: int):
         super().__init__(f"interrupted after {num_steps} steps")
         self.result = result
         self.num_steps = num_steps
-
-
-class _Carry(NamedTuple):
-    state: PyTree
-    losses: jax.Array
-
-
-def _start(attack: Attack, leak: Leak, key: jax.Array) -> _Carry:
-    return _Carry(attack.init(key, leak), jnp.full(attack.num_steps, jnp.nan))
-
-
-def _advance(attack: Attack, leak: Leak, key: jax.Array, carry: _Carry, first: Any, last: Any) -> _Carry:
-    def body(i, carry):
-        state = attack.step(jax.random.fold_in(key, i), carry.state, leak)
-        return _Carry(state, carry.losses.at[i].set(state.loss))
-
-    return jax.lax.fori_loop(first, last, body, carry)
-
-
-def _finish(attack: Attack, leak: Leak, carry: _Carry) -> Result:
-    result = attack.reconstruct(carry.state, leak)
-    return result._replace(trace=Trace(carry.losses, carry.state.restarts))
 
 
 def solve(attack: Attack, leak: Leak, key: jax.Array) -> Result:
@@ -84,207 +69,197 @@ def solve(attack: Attack, leak: Leak, key: jax.Array) -> Result:
       (2, True)
     """
     validate.leak(attack.observe, leak, attack.shape)
-    carry = _advance(attack, leak, key, _start(attack, leak, key), 0, attack.num_steps)
-    return _finish(attack, leak, carry)
-
-
-def _over_lanes(function: Callable, key_axes: int, leak_axes: Any) -> Callable:
-    """Maps `function(leak, key, carry)` over the axes of the keys, the outermost along stacked leaks."""
-    for depth in reversed(range(key_axes)):
-        axes = leak_axes if depth == 0 else None
-        function = jax.vmap(function, in_axes=(axes, 0, 0), out_axes=0)
-    return function
-
-
-@functools.partial(jax.jit, static_argnames=("attack", "key_axes", "leak_axes"))
-def _start_lanes(attack: Attack, key_axes: int, leak_axes: Any, leak: Leak, keys: jax.Array) -> _Carry:
-    start = _over_lanes(lambda leak, key, _: _start(attack, leak, key), key_axes, _axes(leak, leak_axes))
-    return start(leak, keys, keys)
-
-
-@functools.partial(jax.jit, static_argnames=("attack", "key_axes", "leak_axes"))
-def _advance_lanes(
-    attack: Attack, key_axes: int, leak_axes: Any, leak: Leak, keys: jax.Array, carry: _Carry, first: Any, last: Any
-) -> tuple[_Carry, jax.Array, jax.Array]:
-    def advance(leak, key, carry):
-        return _advance(attack, leak, key, carry, first, last)
-
-    carry = _over_lanes(advance, key_axes, _axes(leak, leak_axes))(leak, keys, carry)
-    return carry, jnp.nanmedian(carry.state.loss), jnp.all(carry.state.status == Status.CONVERGED)
-
-
-@functools.partial(jax.jit, static_argnames=("attack", "key_axes", "leak_axes"))
-def _finish_lanes(attack: Attack, key_axes: int, leak_axes: Any, leak: Leak, keys: jax.Array, carry: _Carry) -> Result:
-    finish = _over_lanes(lambda leak, _, carry: _finish(attack, leak, carry), key_axes, _axes(leak, leak_axes))
-    return finish(leak, keys, carry)
-
-
-def _axes(leak: Leak, leak_axes: tuple[int, int]) -> Leak | None:
-    """The in_axes of a leak whose params and update have these many lane axes."""
-    params, update = (0 if axes else None for axes in leak_axes)
-    labels = None if leak.labels is None else update
-    return None if leak_axes == (0, 0) else Leak(params, update, leak.num_examples, labels)
+    lane = jax.lax.while_loop(
+        lanes.running,
+        lambda lane: lanes.step(attack, leak, key, lane),
+        jax.tree.map(jnp.asarray, lanes.start(attack, leak, key)),
+    )
+    return lanes.finish(attack, leak, lane)
 
 
 def run(
-    attack: Attack,
+    attack: Attack | Callable[[PyTree], Attack],
     leak: Leak,
     key: jax.Array,
     *,
+    settings: PyTree = None,
     progress: bool = False,
     throw: bool = False,
-    on_progress: Callable[[int, float], None] | None = None,
+    num_slots: int | None = None,
+    memory_limit: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    on_plan: Callable[[memory.Plan], None] | None = None,
+    on_progress: OnProgress | None = None,
+    on_lanes: OnLanes | None = None,
 ) -> Result:
-    """Runs an attack in compiled pieces, over lanes.
+    """Runs an attack in compiled pieces, over lanes: settings x leaks x seeds.
 
-    One program serves every leak of the same shapes and every number of steps left: a second call with the same attack
+    As many lanes as fit into memory are held at a time; where one ends, the next that waits takes its place. One
+    program serves every leak of the same shapes and every number of steps left: a second call with the same attack
     compiles nothing.
 
+    Several processes (`jaxleak.distributed`) that call this alike share the lanes and all get the whole result.
+
     Args:
-      attack: from `jaxleak.attacks`.
+      attack: from `jaxleak.attacks`; with `settings`, a function from one of them to such an attack. It is built once
+        for each setting to check its values, and again inside the compiled program. Keep the function: another one
+        compiles again.
       leak: one leak, or a stack of them: the leaves of `update` (and of `labels`) then have a leading axis of leaks,
-        and those of `params` have it too or are shared.
+        and those of `params` have it too or are shared. With `settings`, there may be an axis of settings in front of
+        it, or in its place; a single axis is that of the leaks where it is as long as the first axis of the keys.
       key: one key, or an array of keys: each is a lane. For a stack of leaks the first axis of the keys is that of the
-        leaks, [leaks] or [leaks, seeds].
+        leaks, [leaks] or [leaks, seeds]. All settings use the same keys.
+      settings: a tree of arrays with a leading axis [settings], or None.
       progress: show a progress bar.
       throw: raise if any lane diverged.
-      on_progress: called with the number of steps taken and the median matching loss after every piece.
+      num_slots: how many lanes at a time; by default as many as fit and are of use. More devices than one round it up.
+      memory_limit: bytes that the run may take, on each device or, on a CPU, in all; three quarters of what is free by
+        default.
+      devices: those that lanes are split over; all of this process by default.
+      checkpoint: a file to go on from, written from time to time and at the end, and at Ctrl-C. What it holds must be
+        of the same arguments, as far as those can be compared: the functions of an attack cannot, so give the same.
+        A run that goes on equals one that was not stopped, bit for bit. That of a run that is done holds its result.
+      on_plan: called with the `jaxleak.memory.Plan` before the first step.
+      on_progress: called after every piece with the number of steps taken, as the mean over lanes, a lane that has
+        ended counting as one that took all, and with the median matching loss of the lanes that are held.
+      on_lanes: called with the indices [lanes, axes] of lanes that have ended and their Result of numpy arrays, as soon
+        as they have. After a kill a lane may come again. Process 0 calls it for all.
 
     Returns:
-      A Result whose arrays have the axes of `key` in front.
+      A Result whose arrays have the axes of `key` in front, and with `settings` theirs before them.
 
     Raises:
-      TypeError: not a Leak, or not keys.
-      ValueError: leak, keys and attack do not fit each other; the message names what differs.
+      TypeError: not an attack, a leak or keys.
+      ValueError: leak, keys, settings and attack do not fit each other, or the checkpoint is not of this run; the
+        message names what differs.
+      MemoryError: a lane does not fit.
+      OSError: the checkpoint cannot be written; the one before it is whole.
       FloatingPointError: `throw`, and a lane diverged.
-      Interrupted: Ctrl-C; it holds the result so far.
+      Interrupted: Ctrl-C; it holds the result so far, and is raised from an OSError if the checkpoint was not written.
     """
-    keys = _as_keys(key)
-    leak_axes = _lanes_of(attack, leak)
-    validate.leak(attack.observe, leak, attack.shape, lanes=leak_axes)
-    if any(leak_axes):
-        count = len(jax.tree.leaves(leak.update)[0])
-        if keys.ndim == 0 or keys.shape[0] != count:
-            raise ValueError(f"key: shape {keys.shape}: expected ({count},) or ({count}, seeds) for {count} leaks")
-    lanes = (attack, keys.ndim, leak_axes, leak, keys)
-    with interrupts.deferred() as interrupted, progress_.bar(attack.name, attack.num_steps, shown=progress) as report:
-        carry, taken, size = _start_lanes(*lanes), 0, 1
-        try:
-            while taken < attack.num_steps:
-                last = min(taken + size, attack.num_steps)
-                started = time.perf_counter()
-                carry, loss, converged = _advance_lanes(*lanes, carry, taken, last)
-                loss = float(loss)
-                seconds = (time.perf_counter() - started) / (last - taken)
-                # The first piece is one step, and its time is that of compiling.
-                size = 1 if taken == 0 else _piece(seconds, size)
-                taken = last
-                if converged:
-                    carry, taken = _fill(carry, taken), attack.num_steps
-                report(taken, loss)
-                if on_progress is not None:
-                    on_progress(taken, loss)
-                if interrupted() and taken < attack.num_steps:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            if any(leaf.is_deleted() for leaf in jax.tree.leaves(carry)):
-                raise
-            result = _finish_lanes(*lanes, carry)
-            status = jnp.where(result.status == Status.DIVERGED, result.status, Status.INTERRUPTED)
-            raise Interrupted(result._replace(status=status), taken) from None
-    result = _finish_lanes(*lanes, carry)
+    given = inputs.prepare(attack, leak, key, settings, devices)
+    if num_slots is not None:
+        validate.integer_at_least("num_slots", num_slots, 1)
+    checkpoints, slots = Checkpoints(checkpoint, given), Slots(given)
+    saved = checkpoints.load()
+    if saved is not None:
+        slots.restore(saved)
+    if not slots.ended.all() and slots.num_lanes:
+        chosen = memory.plan(given.setup, slots.num_lanes, num_slots=len(slots) or num_slots, memory_limit=memory_limit)
+        if on_plan is not None:
+            on_plan(chosen)
+        if not len(slots):
+            slots.make(chosen.num_slots)
+    if not slots.ended.all():
+        _drive(given, slots, checkpoints, progress, on_progress, on_lanes)
+    result = _shaped(given, slots.results)
     if throw:
         raise_if_diverged(result)
     return result
 
 
+def plan(
+    attack: Attack | Callable[[PyTree], Attack],
+    leak: Leak,
+    key: jax.Array,
+    *,
+    settings: PyTree = None,
+    num_slots: int | None = None,
+    memory_limit: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> memory.Plan:
+    """What `run` with these arguments would do, and the memory it takes. It compiles, and runs nothing.
+
+    Args:
+      attack: as for `run`, and so are the others.
+      leak: one, or a stack.
+      key: one, or an array.
+      settings: of the attack.
+      num_slots: lanes at a time.
+      memory_limit: in bytes.
+      devices: to use.
+
+    Returns:
+      A `jaxleak.memory.Plan`.
+
+    Raises:
+      TypeError: as `run`.
+      ValueError: as `run`.
+      MemoryError: a lane does not fit.
+    """
+    given = inputs.prepare(attack, leak, key, settings, devices)
+    return memory.plan(given.setup, Slots(given).num_lanes, num_slots=num_slots, memory_limit=memory_limit)
+
+
+def _drive(
+    given: inputs.Inputs,
+    slots: Slots,
+    checkpoints: Checkpoints,
+    shown: bool,
+    on_progress: OnProgress | None,
+    on_lanes: OnLanes | None,
+) -> None:
+    """Runs the lanes to their end."""
+    alone = jax.process_count() == 1
+    total = given.attack.num_steps * slots.num_lanes
+    together = alone
+    shown = shown and jax.process_index() == 0
+    with interrupts.deferred() as interrupted, progress_.bar(given.attack.name, total, shown=shown) as report:
+        try:
+            size = 1
+            while not slots.ended.all():
+                if not slots.left or not np.any(slots.running):
+                    if _meet(given, slots, checkpoints, on_lanes, stop=interrupted() and not alone):
+                        together = True
+                        raise KeyboardInterrupt
+                    continue
+                piece = min(size, slots.left)
+                started = time.perf_counter()
+                slots.advance(piece)
+                size = _piece((time.perf_counter() - started) / piece, size)
+                report(slots.progress, slots.median_loss)
+                if on_progress is not None:
+                    on_progress(slots.progress // slots.num_lanes, slots.median_loss)
+                if alone and interrupted() and slots.unfinished:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            # Others cannot be asked for what they have unless all of them stop at the same place.
+            if not together or not slots.alive:
+                raise
+            num_steps, problem = slots.progress // max(1, slots.num_lanes), None
+            if alone:
+                try:
+                    checkpoints.save(slots.state(), slots.common())
+                except OSError as error:
+                    problem = error
+            for found in exchange.exchange(slots.reconstruct(slots.lane >= 0)):
+                slots.keep(found, ended=False)
+            raise Interrupted(_shaped(given, slots.results), num_steps) from problem
+
+
+def _meet(
+    given: inputs.Inputs, slots: Slots, checkpoints: Checkpoints, on_lanes: OnLanes | None, *, stop: bool
+) -> bool:
+    """The end of a round, where all processes meet; returns whether any of them was told to stop."""
+    own = {**slots.next_round(), "stop": np.asarray(stop), "save": np.asarray(checkpoints.due())}
+    messages = exchange.exchange(own)
+    for message in messages:
+        lane, result = slots.keep(message)
+        if on_lanes is not None and len(lane) and jax.process_index() == 0:
+            places = np.unravel_index(lane, given.axes) if given.axes else ()
+            on_lanes(np.stack(places, -1) if given.axes else np.zeros((len(lane), 0), int), result)
+    stopped = any(bool(message["stop"]) for message in messages)
+    if stopped or bool(messages[0]["save"]) or slots.ended.all():
+        checkpoints.save(slots.state(), slots.common())
+    return stopped and not slots.ended.all()
+
+
+def _shaped(given: inputs.Inputs, results: Result) -> Result:
+    """The results as arrays of JAX, with the axes of the run in front."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf.reshape((*given.axes, *leaf.shape[1:]))), results)
+
+
 def _piece(seconds: float, size: int) -> int:
     """How many steps the next piece takes, from the seconds a step of the last one took and its size."""
     return int(np.clip(_PIECE_SECONDS / max(seconds, 1e-6), 1, 4 * size))
-
-
-def _fill(carry: _Carry, taken: int) -> _Carry:
-    """The carry once no lane changes any more: the rest of the trace is its last entry."""
-    final = carry.losses[..., taken - 1, None]
-    steps = jnp.arange(carry.losses.shape[-1])
-    return carry._replace(losses=jnp.where(steps < taken, carry.losses, final))
-
-
-def _as_keys(key: Any) -> jax.Array:
-    if not hasattr(key, "dtype"):
-        raise TypeError(f"key={key!r}: expected jax.random.key(seed), or an array of keys")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if key.dtype == jnp.uint32 and key.ndim:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"key: an array of {key.dtype}: expected jax.random.key(seed), or an array of keys")
-
-
-def _lanes_of(attack: Attack, leak: Leak) -> tuple[int, int]:
-    """How many lane axes the params and the update of a leak have; decided by the first leaf of each."""
-    if not isinstance(leak, Leak) or not jax.tree.leaves(leak.update):
-        return 0, 0
-    found = jax.tree.leaves(leak.update)[0]
-    for params_lanes in (0, 1):
-        params = leak.params
-        if params_lanes:
-            if any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(params)):
-                continue
-            params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
-        try:
-            expected = jax.tree.leaves(validate.expected_update(attack.observe, params, attack.shape))
-        except ValueError:
-            continue
-        if expected:
-            return params_lanes, int(jnp.ndim(found) == len(expected[0].shape) + 1)
-    return 0, 0
-
-
-def raise_if_diverged(result: Result) -> None:
-    """Raises FloatingPointError, naming the lanes, if any lane of a result diverged."""
-    diverged = np.argwhere(np.asarray(result.status) == Status.DIVERGED)
-    if len(diverged):
-        lanes = ", ".join(str(tuple(lane)) for lane in diverged[:8].tolist()) if diverged.size else "the only one"
-        raise FloatingPointError(f"{len(diverged)} lanes diverged ({lanes}): {Status.DIVERGED.message}")
-
-
-def best_lane(results: Result) -> jax.Array:
-    """The index of the lane of the lowest matching loss along the last lane axis; never chosen by the truth.
-
-    Diverged lanes lose against all others.
-
-    Args:
-      results: of `run` or a vmapped `solve`, with lane axes [..., seeds].
-
-    Returns:
-      Indices [...].
-
-    Raises:
-      ValueError: the result has no lane axis.
-    """
-    loss = jnp.asarray(results.loss)
-    if loss.ndim == 0:
-        raise ValueError("results: one lane without a lane axis: expected results of several keys")
-    sound = (results.status != Status.DIVERGED) & jnp.isfinite(loss)
-    return jnp.argmin(jnp.where(sound, loss, jnp.inf), axis=-1)
-
-
-def best_of(results: Result) -> Result:
-    """The lane that `best_lane` picks.
-
-    Args:
-      results: of `run` or a vmapped `solve`, with lane axes [..., seeds].
-
-    Returns:
-      A Result with lane axes [...].
-
-    Raises:
-      ValueError: the result has no lane axis.
-    """
-    best = best_lane(results)
-
-    def pick(leaf):
-        index = best.reshape(best.shape + (1,) * (leaf.ndim - best.ndim))
-        return jnp.take_along_axis(leaf, index, axis=best.ndim).squeeze(best.ndim)
-
-    return jax.tree.map(pick, results)

@@ -74,6 +74,8 @@ PLAIN = {
     "1x1": ((2, 5, 5, 4), (1, 1, 4, 3), {"window_strides": (1, 1), "padding": "VALID"}, NHWC),
     "1x1 stride 2": ((2, 5, 6, 4), (1, 1, 4, 3), {"window_strides": (2, 2), "padding": "SAME"}, NHWC),
     "explicit": ((1, 6, 6, 2), (5, 5, 2, 3), {"window_strides": (2, 2), "padding": ((2, 1), (0, 3))}, NHWC),
+    "5x5": ((2, 9, 8, 2), (5, 4, 2, 3), {"window_strides": (2, 1), "padding": "SAME"}, NHWC),
+    "5x5, torch": ((2, 2, 9, 8), (3, 2, 5, 5), {"window_strides": (1, 2), "padding": ((2, 2), (1, 2))}, NCHW),
     "whole image": ((3, 4, 5, 2), (4, 5, 2, 6), {"window_strides": (1, 1), "padding": "VALID"}, NHWC),
     "torch": ((2, 3, 7, 6), (4, 3, 3, 3), {"window_strides": (2, 1), "padding": ((1, 1), (1, 1))}, NCHW),
     "mixed": ((2, 3, 7, 6), (3, 3, 3, 4), {"window_strides": (1, 1), "padding": "SAME"}, ("NCHW", "HWIO", "NHWC")),
@@ -121,6 +123,8 @@ UNUSUAL = {
     "1-D": ((2, 8, 2), (3, 2, 3), {"padding": "SAME"}, ("NWC", "WIO", "NWC")),
     "1-D, depthwise": ((2, 8, 3), (3, 1, 3), {"padding": "SAME", "feature_group_count": 3}, ("NWC", "WIO", "NWC")),
     "3-D": ((1, 4, 4, 4, 2), (2, 2, 2, 2, 3), {"padding": "VALID"}, ("NDHWC", "DHWIO", "NDHWC")),
+    "3-D, large window": ((1, 5, 6, 5, 2), (3, 2, 3, 2, 3), {"padding": "SAME"}, ("NDHWC", "DHWIO", "NDHWC")),
+    "5x5, dilated": ((2, 11, 10, 2), (5, 3, 2, 3), {"rhs_dilation": (2, 3), "padding": "SAME"}, NHWC),
     "3-D, torch": ((1, 2, 4, 5, 4), (3, 2, 2, 3, 2), {"padding": "SAME"}, ("NCDHW", "OIDHW", "NCDHW")),
 }
 

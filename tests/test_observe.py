@@ -130,3 +130,25 @@ def test_an_observation_maps_over_parameters_and_batches():
     for lane in range(4):
         own = jax.jit(observe)(*jax.tree.map(lambda leaf, lane=lane: leaf[lane], (params, batches)))
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, lane=lane: leaf[lane], together), own, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"), [(None, "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")]
+)
+def test_every_product_of_a_gradient_and_its_derivative_has_the_precision(scenario, precision, expected):
+    case = scenario("cnn")
+    settings = {} if precision is None else {"precision": precision}
+    observe = jl.observe.gradient(case.loss_fn, **settings)
+    found = str(
+        jax.make_jaxpr(
+            jax.grad(lambda x: sum(map(jnp.sum, jax.tree.leaves(observe(case.params, case.truth._replace(x=x))))))
+        )(case.truth.x)
+    )
+    products = found.count("dot_general[") + found.count("conv_general_dilated[")
+    assert products >= 15
+    assert found.count(f"Precision.{expected}") + found.count(f"precision={expected}") >= products
+
+
+def test_an_unknown_precision_is_refused(scenario):
+    with pytest.raises(ValueError, match="^unknown precision 'float8': known are float32"):
+        jl.observe.gradient(scenario("mlp").loss_fn, precision="float8")

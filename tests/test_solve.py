@@ -153,7 +153,8 @@ def test_pieces_of_any_size_equal_bit_for_bit(scenario, monkeypatch):
         sizes.append(np.diff(taken).tolist())
         assert taken[-1] == 40
     assert sizes[0] == [1] * 40
-    assert sizes[2] == [1, 1, 4, 16, 18]
+    # Rounds of two steps, which no piece crosses.
+    assert sizes[2] == [1, 1] + [2] * 19
     chex.assert_trees_all_equal(*results)
 
 
@@ -229,20 +230,17 @@ def first_loss(attack, leak, key):
 
 def test_ten_leaks_compile_once(case):
     attack = jl.attacks.dlg_adam(case.observe, shape=case.shape, num_classes=case.num_classes, num_steps=3)
-    programs = (solve_module._start_lanes, solve_module._advance_lanes, solve_module._finish_lanes)
     different, keys = leaks(case, 10), list(jax.random.split(jax.random.key(0), 10))
     with compilations() as names:
         results = [jl.run(attack, different[0], keys[0])]
-    assert [name for name in names if "lanes" in str(name)] == [
-        "jit(_start_lanes)",
-        "jit(_advance_lanes)",
-        "jit(_finish_lanes)",
+    assert [name for name in names if "slots" in str(name)] == [
+        "jit(advance_slots)",
+        "jit(start_slots)",
+        "jit(finish_slots)",
     ]
-    sizes = [program._cache_size() for program in programs]
     with compilations() as names:
         results += [jl.run(attack, leak, key) for leak, key in zip(different[1:], keys[1:], strict=True)]
     assert names == []
-    assert [program._cache_size() for program in programs] == sizes
     # A program with the first leak baked in would compile once as well, and be wrong about the others.
     for result, leak, key in zip(results, different, keys, strict=True):
         np.testing.assert_allclose(result.trace.loss[0], first_loss(attack, leak, key), rtol=1e-5)

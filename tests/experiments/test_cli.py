@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import re
@@ -12,6 +13,9 @@ import pytest
 
 import jaxleak as jl
 from jaxleak.experiments import attack, cli, folder
+
+# These tests leave the user's cache of compiled programs alone, and JAX as the other tests of this process have it.
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": "", "JAX_NUM_CPU_DEVICES": "1"}
 
 # An attack of a second: most of its time is compiling.
 SMALL = ["--attack", "dlg_adam", "--data", "digits", "--model", "mlp", "--images", "2", "--seeds", "2"]
@@ -103,7 +107,9 @@ def test_batch_in_the_order_of_the_truth_defended_and_labels_granted(tmp_path, c
     arguments = ["attack", *SMALL[:-1], "1", "--batch-size", "2", "--labels", "known", "--defense", "gaussian_noise"]
     assert cli.main([*arguments, "--no-normalise", "--num-steps", "300", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr()
-    assert printed.err.splitlines() == ["dlg_adam: 1 gradient x 1 seed = 1 lane, 300 steps; compiling first"]
+    first, second = printed.err.splitlines()
+    assert first == "dlg_adam: 1 gradient x 1 seed = 1 lane, 300 steps; compiling first"
+    assert re.fullmatch(r"1 lane, 1 at a time on 1 device, [0-9.]+ MiB a lane", second)
     assert "Half of the images were rebuilt at" in printed.out
     rows = folder.read_results(tmp_path / "run" / folder.RESULTS)
     assert [row["defense"] for row in rows] == ["gaussian_noise"] * 2
@@ -140,6 +146,9 @@ REFUSED = {
     "seeds": (["--seeds", "0"], "seeds=0: expected >= 1"),
     "seed": (["--seed", "-1"], "seed=-1: expected >= 0"),
     "large seed": (["--seed", str(2**31)], f"seed={2**31}: expected <= "),
+    "devices": (["--devices", "99"], "devices=99: expected at most "),
+    "no device": (["--devices", "0"], "devices=0: expected >= 1"),
+    "no memory": (["--memory-limit", "0"], "memory_limit=0.0: expected > 0"),
     "data folder": (["--data", "mnist", "--data-dir", "/not/there"], "data_dir='/not/there': expected a folder"),
     "prior": (["--total-variation", "0.1"], "total_variation=0.1: the attack dlg_adam has no such setting"),
     "prior of idlg": (["--attack", "idlg", "--total-variation", "1"], "idlg has no such setting: those that do: inve"),
@@ -238,16 +247,86 @@ def test_control_c_keeps_what_was_reached(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     assert cli.main(["attack", *SMALL, "--num-steps", "50000", "--out", str(out)]) == 130
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    taken = int(re.match(r"jaxleak: interrupted after (\d+) of 50000 steps; ", lines[1])[1])
+    assert len(lines) == 3
+    taken = int(re.match(r"jaxleak: interrupted after (\d+) of 50000 steps; ", lines[-1])[1])
+    assert lines[-1].endswith(f"; the same command with --out {out} resumes")
     rows = folder.read_results(out / folder.RESULTS)
     assert len(rows) == 4
     assert {row["status"] for row in rows} == {"interrupted"}
     assert {row["num_steps"] for row in rows} == {taken}
-    assert sorted(os.listdir(out)) == sorted(folder.FILES)
+    assert sorted(os.listdir(out)) == sorted((*folder.FILES, folder.CHECKPOINT))
     with np.load(out / folder.ARRAYS, allow_pickle=False) as arrays:
         assert np.isfinite(arrays["trace_loss"]).sum() == 4 * taken
     assert f"After {taken} of 50000 steps" in (out / folder.REPORT).read_text()
+
+
+def press_control_c(taken, loss):
+    if taken >= 3:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("control_c")
+def test_stopped_run_resumes_to_the_rows_of_one_that_was_not(tmp_path, capsys, monkeypatch):
+    more = ["--batch-size", "2", "--num-steps", "200"]
+    out = tmp_path / "run"
+    # One lane at a time, so that others still wait.
+    one_slot = functools.partial(jl.run, num_slots=1)
+    monkeypatch.setattr(jl, "run", functools.partial(one_slot, on_progress=press_control_c))
+    assert run(out, *more) == 130
+    monkeypatch.setattr(jl, "run", one_slot)
+    assert run(tmp_path / "whole", *more) == 0
+    stopped = folder.read_results(out / folder.RESULTS)
+    assert len(stopped) == 4
+    assert "interrupted" in {row["status"] for row in stopped}
+    assert run(out, *more, "--seed", "1") == 2
+    assert "error: seed=1: out=" in capsys.readouterr().err
+    assert run(out, *more, "--memory-limit", "1") == 0
+    assert without_seconds(out) == without_seconds(tmp_path / "whole")
+    assert sorted(os.listdir(out)) == sorted(folder.FILES)
+    assert run(out, *more) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """Stands for a kill, from which nothing recovers."""
+
+
+def test_rows_are_there_as_soon_as_lanes_end_and_once(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    real, seen = jl.run, []
+
+    def kill(*arguments, on_lanes, **others):
+        def note(lanes, result):
+            on_lanes(lanes, result)
+            seen.append(folder.read_results(out / folder.RESULTS))
+            if len(seen) == 2:
+                raise Killed
+
+        return real(*arguments, **others, on_lanes=note, num_slots=1)
+
+    monkeypatch.setattr(jl, "run", kill)
+    with pytest.raises(Killed):
+        run(out, "--num-steps", "30")
+    monkeypatch.setattr(jl, "run", functools.partial(real, num_slots=1))
+    assert [[(row["image"], row["seed"]) for row in rows] for rows in seen] == [[(0, 0)], [(0, 0), (0, 1)]]
+    # As a kill in the middle of a line would leave it.
+    path = out / folder.RESULTS
+    path.write_bytes(path.read_bytes()[:-5])
+    appended = []
+    real_append = folder.append_results
+    monkeypatch.setattr(folder, "append_results", lambda out, rows: (appended.extend(rows), real_append(out, rows)))
+    assert run(out, "--num-steps", "30") == 0
+    assert sorted((row["image"], row["seed"]) for row in appended) == [(0, 1), (1, 0), (1, 1)]
+    rows = folder.read_results(path)
+    assert [(row["image"], row["seed"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    of_ended = [row | {"seconds": None} for row in seen[-1]]
+    assert of_ended == [row | {"seconds": None} for row in rows[:2]]
+
+
+def test_memory_that_does_not_hold_one_lane(tmp_path, capsys):
+    assert run(tmp_path / "run", "--memory-limit", "1e-6") == 2
+    assert re.fullmatch(r"jaxleak: error: .*memory_limit.*\n", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_control_c_before_the_first_step_leaves_no_folder(tmp_path, capsys, monkeypatch):
@@ -271,7 +350,10 @@ def test_full_disk_leaves_no_partial_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
     assert run(tmp_path / "run") == 2
     assert capsys.readouterr().err == f"jaxleak: error: {tmp_path / 'run' / name}: No space left on device\n"
-    assert sorted(os.listdir(tmp_path / "run")) == [folder.CONFIG, folder.RESULTS]
+    assert sorted(os.listdir(tmp_path / "run")) == [folder.CHECKPOINT, folder.CONFIG, folder.RESULTS]
+    monkeypatch.undo()
+    assert run(tmp_path / "run") == 0
+    assert sorted(os.listdir(tmp_path / "run")) == sorted(folder.FILES)
 
 
 @pytest.mark.slow

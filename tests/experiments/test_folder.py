@@ -33,6 +33,32 @@ def test_rows_come_back(tmp_path):
     assert list(expected[0]) == list(folder.ROW)
 
 
+def test_appended_rows_are_whole_or_not_there(tmp_path, monkeypatch):
+    folder.append_results(tmp_path, [ROW])
+    folder.append_results(tmp_path, [{**ROW, "seed": 1}, {**ROW, "seed": 2}])
+    path = tmp_path / folder.RESULTS
+    before = path.read_bytes()
+    assert [row["seed"] for row in folder.read_results(path)] == [0, 1, 2]
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        folder.append_results(tmp_path, [ROW])
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("tail", [json.dumps(ROW)[:40], "\n", '{"step": 1}\n' + json.dumps(ROW) + "\n"])
+def test_whole_rows_end_at_the_first_that_is_not(tail, tmp_path):
+    path = tmp_path / folder.RESULTS
+    assert folder.whole_results(path) == []
+    folder.write_results(tmp_path, [ROW, ROW])
+    path.write_text(path.read_text() + tail)
+    assert folder.whole_results(path) == [ROW, ROW]
+
+
 FOREIGN = {
     "torn": (json.dumps(ROW)[:40], "not a whole line of JSON"),
     "no JSON": ("hello", "not a whole line of JSON"),
@@ -100,12 +126,44 @@ def test_folder_with_other_files_is_taken_as_it_is(tmp_path):
         folder.claim(tmp_path, "attack")
 
 
+def test_unfinished_run_may_go_on_and_a_complete_one_may_not(tmp_path):
+    for name in (folder.CONFIG, folder.RESULTS):
+        (tmp_path / name).write_text("")
+        assert folder.claim(tmp_path, "attack") == tmp_path
+    # Ctrl-C leaves all files, and a checkpoint.
+    for name in (*folder.FILES, folder.CHECKPOINT):
+        (tmp_path / name).write_text("")
+    assert folder.claim(tmp_path, "attack") == tmp_path
+    (tmp_path / folder.CHECKPOINT).unlink()
+    with pytest.raises(ValueError, match="already holds a run"):
+        folder.claim(tmp_path, "attack")
+
+
+def test_run_of_other_settings_is_refused_by_the_first_that_differs(tmp_path):
+    folder.write_config(tmp_path, {"config": {"seeds": 2, "images": 4, "out": "here"}})
+    folder.refuse_other(tmp_path, {"seeds": 2, "images": 4, "out": "there"}, free=("out",))
+    with pytest.raises(
+        ValueError, match=r"^images=8: out='.*' holds an unfinished run with images=4: expected the same"
+    ):
+        folder.refuse_other(tmp_path, {"seeds": 2, "images": 8, "out": "here"}, free=("out",))
+    with pytest.raises(ValueError, match="^model=mlp: .* with model=None"):
+        folder.refuse_other(tmp_path, {"seeds": 2, "model": "mlp"}, free=())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"config": 3}', "[" * 100_000])
+def test_foreign_config_is_named(content, tmp_path):
+    (tmp_path / folder.CONFIG).write_text(content)
+    with pytest.raises(ValueError, match=f"{folder.CONFIG}: not the config.json of a run"):
+        folder.refuse_other(tmp_path, {"seeds": 2}, free=())
+
+
 def test_folder_is_discarded_only_if_empty(tmp_path):
     made = folder.claim(tmp_path / "run", "attack")
     (made / "file").write_text("")
     folder.discard_if_empty(made)
     assert made.exists()
     (made / "file").unlink()
+    (made / folder.CONFIG).write_text("")
     folder.discard_if_empty(made)
     assert not made.exists()
 

@@ -1,0 +1,150 @@
+"""How the step is timed: as the library runs it, beside PyTorch and beside a plain matrix product."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxleak as jl
+from jaxleak import memory
+from jaxleak.benchmarks.subjects import Subject
+
+Run = Callable[[int], float]
+"""From a number of repetitions to the seconds they took."""
+
+
+class Program(NamedTuple):
+    """A compiled loop of steps over lanes.
+
+    Attributes:
+      run: seconds of so many steps.
+      compile_seconds: of tracing and compiling it.
+      bytes_a_lane: of its temporary arrays and its result.
+    """
+
+    run: Run
+    compile_seconds: float
+    bytes_a_lane: float
+
+
+def program(subject: Subject, lanes: int, devices: int = 1) -> Program:
+    """What the library runs: a compiled loop of vmapped steps, the lanes split over devices.
+
+    Args:
+      subject: the subject.
+      lanes: how many lanes.
+      devices: how many devices, a divisor of the lanes.
+
+    Returns:
+      The program.
+
+    Raises:
+      MemoryError: the program needs more memory than a CPU has left.
+    """
+    attack = subject.attack()
+    mesh = jax.make_mesh((devices,), ("lanes",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    split, everywhere = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("lanes",), ())
+    )
+    leak = jax.device_put(subject.leak, everywhere)
+    keys = jax.device_put(jax.random.split(jax.random.key(1), lanes), split)
+
+    @jax.jit
+    def advance(leak: jl.Leak, keys: jax.Array, states: Any, num_steps: int) -> Any:
+        def body(i, states):
+            return jax.vmap(lambda key, state: attack.step(jax.random.fold_in(key, i), state, leak))(keys, states)
+
+        return jax.lax.fori_loop(0, num_steps, body, states)
+
+    states = jax.jit(jax.vmap(attack.init, in_axes=(0, None)), out_shardings=split)(keys, leak)
+    started = time.perf_counter()
+    compiled = advance.lower(leak, keys, states, 1).compile()
+    compile_seconds = time.perf_counter() - started
+    sizes = compiled.memory_analysis()  # on one device
+    needed = devices * (sizes.temp_size_in_bytes + sizes.output_size_in_bytes)
+    # A system that promises more memory than it has would end the process.
+    available = memory.available(jax.devices())
+    if jax.default_backend() == "cpu" and needed > available:
+        raise MemoryError(f"needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB may be taken")
+
+    def run(num_steps: int) -> float:
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(leak, keys, states, num_steps))
+        return time.perf_counter() - started
+
+    return Program(run, compile_seconds, needed / lanes)
+
+
+def peak_bytes() -> int | None:
+    """The most memory so far: of the process on a CPU, of the first device elsewhere; None where it is not known."""
+    if jax.default_backend() != "cpu":
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def product(size: int) -> Run:
+    """A float32 matrix product of this size, by JAX."""
+    a, b = (jax.random.normal(jax.random.key(i), (size, size)) for i in range(2))
+    compiled = jax.jit(jnp.matmul).lower(a, b).compile()
+
+    def run(repetitions: int) -> float:
+        started = time.perf_counter()
+        for _ in range(repetitions):
+            # One after the other: two at once would time as one.
+            jax.block_until_ready(compiled(a, b))
+        return time.perf_counter() - started
+
+    return run
+
+
+def alternate(runs: Mapping[str, Run], *, repeats: int, seconds: float) -> dict[str, np.ndarray]:
+    """Times several things in turns, so that what else the machine does falls on all of them alike.
+
+    Args:
+      runs: by name, what to time; each is run once before.
+      repeats: how many turns.
+      seconds: how long a turn of each should take.
+
+    Returns:
+      By name, the seconds of one repetition in each turn [repeats].
+    """
+    counts = {}
+    for name, run in runs.items():
+        run(1)
+        counts[name] = max(1, int(seconds / run(1)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(run(counts[name]) / counts[name])
+    return {name: np.asarray(values) for name, values in times.items()}
+
+
+def digits(value: float) -> float:
+    """A number of four digits, which is more than a timing knows."""
+    return float(f"{value:.4g}")
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line."""
+    first, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {first}"
+
+
+def spread(values: np.ndarray) -> dict[str, Any]:
+    """The median and the quartiles."""
+    low, median, high = (digits(float(quantile)) for quantile in np.quantile(values, (0.25, 0.5, 0.75)))
+    return {"median": median, "quartiles": [low, high]}
+
+
+def ratio(times: Mapping[str, np.ndarray], one: str, other: str) -> dict[str, Any] | None:
+    """The ratio of the medians, and the quartiles of the ratios turn by turn; None where one of the two is missing."""
+    if one not in times or other not in times:
+        return None
+    median = digits(float(np.median(times[one]) / np.median(times[other])))
+    return {"median": median, "quartiles": spread(times[one] / times[other])["quartiles"]}
