@@ -29,12 +29,13 @@ class Chooser:
         self._threads = sorted({1, threads}) if device == "cpu" else [1]
         self._compile, self._seconds = torch_compile, seconds
         self._sequential: Variant | None = None
+        self._eager: Variant | None = None
 
     def free_bytes(self) -> float:
         """The memory that a new program can have."""
         return memory.available(jax.devices()) if self._problem.device == "cpu" else torch.cuda.mem_get_info()[0]
 
-    def choose(self, lanes: int, most_together: int) -> tuple[Lanes, dict[str, Any]]:
+    def choose(self, lanes: int, most_together: int) -> tuple[Lanes, Lanes | None, dict[str, Any]]:
         """The fastest form for so many lanes.
 
         Args:
@@ -42,8 +43,9 @@ class Chooser:
           most_together: how many lanes memory has room for at once.
 
         Returns:
-          The lanes, and what is to be said of them: the `variant`; the `compile_seconds` of its first step; `trials`,
-          the milliseconds a lane-step, or why it failed, of each form that was tried.
+          The lanes; those of the fastest form by autograd, one by one and not compiled; and what is to be said: the
+          `variant`; the `compile_seconds` of its first step; `trials`, the milliseconds a lane-step, or why it failed,
+          of each form that was tried.
 
         Raises:
           RuntimeError: no form works.
@@ -62,8 +64,10 @@ class Chooser:
                 found.append((trials[variant.name], variant))
 
         if self._sequential is None:
-            for variant in self._eager():
+            for variant in self._by_autograd():
                 attempt(variant)
+            if found:
+                self._eager = min(found, key=lambda pair: pair[0])[1]
             for variant in self._compiled(found, self._problem.by_transform, "torch.compile"):
                 attempt(variant)
             if found:
@@ -82,13 +86,17 @@ class Chooser:
         if not found:
             raise RuntimeError(f"no form works: {trials}")
         best = min(found, key=lambda pair: pair[0])[1]
-        return Lanes(best, latents), {
-            "variant": best.name,
-            "compile_seconds": compile_seconds[best.name],
-            "trials": trials,
-        }
+        return (
+            Lanes(best, latents),
+            None if self._eager is None else Lanes(self._eager, latents),
+            {
+                "variant": best.name,
+                "compile_seconds": compile_seconds[best.name],
+                "trials": trials,
+            },
+        )
 
-    def _eager(self) -> Iterator[Variant]:
+    def _by_autograd(self) -> Iterator[Variant]:
         for threads in self._threads:
             contiguous = one_by_one(self._problem.by_autograd)
             yield Variant(f"autograd, {_plural(threads)}", threads, contiguous)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxleak as jl
-from jaxleak import memory
+from jaxleak import inputs, memory, slots
 from jaxleak.benchmarks.subjects import Subject
 
 Run = Callable[[int], float]
@@ -19,65 +18,50 @@ Run = Callable[[int], float]
 
 
 class Program(NamedTuple):
-    """A compiled loop of steps over lanes.
+    """The program of a run that takes steps in slots.
 
     Attributes:
       run: seconds of so many steps.
-      compile_seconds: of tracing and compiling it.
-      bytes_a_lane: of its temporary arrays and its result.
+      plan: of the memory it takes, and how long compiling took.
     """
 
     run: Run
-    compile_seconds: float
-    bytes_a_lane: float
+    plan: memory.Plan
 
 
 def program(subject: Subject, lanes: int, devices: int = 1) -> Program:
-    """What the library runs: a compiled loop of vmapped steps, the lanes split over devices.
+    """What `jaxleak.run` does between two looks at the clock, with so many lanes at a time.
 
     Args:
       subject: the subject.
       lanes: how many lanes.
-      devices: how many devices, a divisor of the lanes.
+      devices: how many devices they are split over, a divisor of the lanes.
 
     Returns:
       The program.
 
     Raises:
-      MemoryError: the program needs more memory than a CPU has left.
+      MemoryError: the lanes do not fit.
     """
-    attack = subject.attack()
-    mesh = jax.make_mesh((devices,), ("lanes",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
-    split, everywhere = (
-        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("lanes",), ())
-    )
-    leak = jax.device_put(subject.leak, everywhere)
-    keys = jax.device_put(jax.random.split(jax.random.key(1), lanes), split)
-
-    @jax.jit
-    def advance(leak: jl.Leak, keys: jax.Array, states: Any, num_steps: int) -> Any:
-        def body(i, states):
-            return jax.vmap(lambda key, state: attack.step(jax.random.fold_in(key, i), state, leak))(keys, states)
-
-        return jax.lax.fori_loop(0, num_steps, body, states)
-
-    states = jax.jit(jax.vmap(attack.init, in_axes=(0, None)), out_shardings=split)(keys, leak)
-    started = time.perf_counter()
-    compiled = advance.lower(leak, keys, states, 1).compile()
-    compile_seconds = time.perf_counter() - started
-    sizes = compiled.memory_analysis()  # on one device
-    needed = devices * (sizes.temp_size_in_bytes + sizes.output_size_in_bytes)
-    # A system that promises more memory than it has would end the process.
-    available = memory.available(jax.devices())
-    if jax.default_backend() == "cpu" and needed > available:
-        raise MemoryError(f"needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB may be taken")
+    attack, keys = subject.attack(), jax.random.split(jax.random.key(1), lanes)
+    given = inputs.prepare(attack, subject.leak, keys, devices=jax.devices()[:devices])
+    plan = memory.plan(given.setup, lanes, num_slots=lanes)
 
     def run(num_steps: int) -> float:
-        started = time.perf_counter()
-        jax.block_until_ready(compiled(leak, keys, states, num_steps))
-        return time.perf_counter() - started
+        seconds = 0.0
+        while num_steps > 0:
+            # Started anew each time: a lane that has taken all of its steps costs nothing any more.
+            held = slots.Slots(given)
+            held.make(lanes)
+            held.next_round()
+            piece = min(num_steps, attack.num_steps)
+            started = time.perf_counter()
+            held.advance(piece)
+            seconds += time.perf_counter() - started
+            num_steps -= piece
+        return seconds
 
-    return Program(run, compile_seconds, needed / lanes)
+    return Program(run, plan)
 
 
 def peak_bytes() -> int | None:

@@ -77,9 +77,9 @@ def row(name: str, goal: Goal) -> Row:
         "goal": dataclasses.asdict(goal),
         "jaxleak": ours,
         "pytorch": theirs,
-        "ratio_to_pytorch": measure.digits(ours["seconds"] / theirs["seconds"]) if both else None,
-        "ratio_without_compiling": (
-            measure.digits(ours["seconds_without_compiling"] / theirs["seconds"]) if both else None
+        "times_as_fast_as_pytorch": measure.digits(theirs["seconds"] / ours["seconds"]) if both else None,
+        "times_as_fast_without_compiling": (
+            measure.digits(theirs["seconds"] / ours["seconds_without_compiling"]) if both else None
         ),
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
         "problems": problems,

@@ -104,7 +104,7 @@ class Bench:
         program.run(1)  # memory may not suffice
         return program
 
-    def _choose(self, lanes: int) -> tuple[Any, Row]:
+    def _choose(self, lanes: int) -> tuple[Any, Any, Row]:
         return self._chooser.choose(lanes, int(self._chooser.free_bytes() / (2 * self._estimate)))
 
     def _devices(self, lanes: int) -> int:
@@ -115,14 +115,14 @@ class Bench:
         problems: dict[str, str] = {}
         ours = attempt("jaxleak", problems, lambda: self._program(lanes))
         peak = measure.peak_bytes()
-        theirs, choice = None, {}
+        theirs, eager, choice = None, None, {}
         if self._no_torch is not None:
             problems["pytorch"] = self._no_torch
         elif chosen := attempt("pytorch", problems, lambda: self._choose(lanes)):
-            theirs, choice = chosen
+            theirs, eager, choice = chosen
         if lanes == 1:
             self._single = ours
-        sides = {"jaxleak": ours, "pytorch": theirs, "single": self._single}
+        sides = {"jaxleak": ours, "pytorch": theirs, "eager": eager, "single": self._single}
         runs = {name: side.run for name, side in sides.items() if side is not None}
         times = measure.alternate(runs | self._products, repeats=self._plan.repeats, seconds=self._plan.seconds)
         rates = {name: 2e-9 * self._size**3 / times[name] for name in self._products}
@@ -135,7 +135,8 @@ class Bench:
             "devices": self._devices(lanes),
             "jaxleak": None,
             "pytorch": None,
-            "ratio_to_pytorch": measure.ratio(times, "jaxleak", "pytorch"),
+            "times_as_fast_as_pytorch": measure.ratio(times, "pytorch", "jaxleak"),
+            "times_as_fast_as_eager_pytorch": measure.ratio(times, "eager", "jaxleak"),
             "ratio_to_single": measure.ratio(times, "jaxleak", "single"),
             "gflop_a_lane_step": 2e-9 * arithmetic.FORWARD_PASSES_A_STEP * self._cost.multiply_adds,
             "ceiling_gflops": {name: measure.digits(float(np.max(rate))) for name, rate in rates.items()},
@@ -153,12 +154,14 @@ class Bench:
             row |= {
                 "jaxleak": {
                     "ms_a_lane_step": measure.spread(1e3 * times["jaxleak"]),
-                    "compile_seconds": round(ours.compile_seconds, 1),
+                    "compile_seconds": round(ours.plan.compile_seconds, 1),
                 },
                 "share_of_ceiling": measure.spread(row["gflop_a_lane_step"] / times["jaxleak"] / ceiling),
-                "bytes_a_lane": round(ours.bytes_a_lane),
-                "bytes_to_estimate": measure.digits(ours.bytes_a_lane / self._estimate),
+                "bytes_a_lane": ours.plan.bytes_a_lane,
+                "bytes_to_estimate": measure.digits(ours.plan.bytes_a_lane / self._estimate),
             }
         if theirs is not None:
             row["pytorch"] = {"ms_a_lane_step": measure.spread(1e3 * times["pytorch"]), **choice}
+        if eager is not None:
+            row["pytorch"]["eager_ms_a_lane_step"] = measure.spread(1e3 * times["eager"])
         return row | {"load_average": [round(load, 2), round(os.getloadavg()[0], 2)], "problems": problems}

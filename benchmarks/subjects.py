@@ -37,12 +37,11 @@ class Subject:
     truth: jl.Batch
 
     def attack(self) -> jl.Attack:
-        """The attack whose step is measured; so long that its learning rate stays as it starts."""
+        """The attack whose step is measured."""
         return jl.attacks.inverting_gradients(
             self.observe,
             shape=self.truth.x.shape,
             num_classes=10,
-            num_steps=10**6,
             labels=jnp.asarray(self.truth.y),
             total_variation=TOTAL_VARIATION,
             learning_rate=LEARNING_RATE,

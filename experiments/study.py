@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -42,9 +42,21 @@ def measure(
     seeds: int,
     num_steps: int,
     key: int = 1,
+    change: Callable[[jl.Attack], jl.Attack] = lambda attack: attack,
+    about: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Runs one cell: an attack on all leaks of a scenario, over seeds.
+
+    Args:
+      scenario: what is attacked.
+      attack: a name of `jaxleak.attacks`.
+      seeds: lanes for each leak.
+      num_steps: of the attack.
+      key: of the seeds.
+      change: makes another attack of it.
+      about: what the row's settings say of that change.
+      **settings: of the attack.
 
     Returns:
       A row: the cell's settings, medians over the best-by-loss seeds, shares, counts of statuses, and PSNR and loss of
@@ -57,6 +69,7 @@ def measure(
         num_steps=num_steps,
         **{**scenario.statistics, **settings},
     )
+    chosen = change(chosen)
     batches = len(scenario.indices)
     keys = jax.random.split(jax.random.key(key), (batches, seeds))
     started = time.perf_counter()
@@ -67,7 +80,7 @@ def measure(
     labels = settings.get("labels", "own")
     return {
         "attack": attack,
-        "settings": {**settings, "labels": getattr(labels, "__name__", labels)},
+        "settings": {**(about or {}), **settings, "labels": getattr(labels, "__name__", labels)},
         "model": type(scenario.model).__name__,
         "dataset": scenario.dataset.name,
         "batch_size": scenario.shape[0],

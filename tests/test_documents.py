@@ -69,7 +69,8 @@ def test_the_pictures_of_the_readme_are_there():
         assert (ROOT / picture).is_file(), picture
 
 
-def test_the_python_of_the_readme_runs():
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it leaves a checkpoint
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     namespace = {}
