@@ -389,8 +389,7 @@ def ended(process):
 
 
 def test_lanes_are_split_over_devices(tmp_path):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    out = ended(child("devices", tmp_path / "found.npz", XLA_FLAGS=flags))
+    out = ended(child("devices", tmp_path / "found.npz", JAX_NUM_CPU_DEVICES="4"))
     assert out.split() == ["4", "8", "{4}", "2"]
     with np.load(tmp_path / "found.npz") as found:
         observe, leak, _ = small_case()
