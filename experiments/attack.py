@@ -108,6 +108,13 @@ examples:
     normalise: Annotated[
         bool, _flag("", "Whether the model normalises its input by the data's mean and stddev.", "on")
     ] = True
+    precision: Annotated[
+        str,
+        _flag(
+            "NAME",
+            f"Of products in the model, on devices that can trade it for speed: {_known(jl.observe.PRECISIONS)}.",
+        ),
+    ] = "float32"
     seed: Annotated[int, _flag("N", "Seed of the model's parameters, the defense's noise and the random starts.")] = 0
     out: Annotated[
         pathlib.Path | None,
@@ -165,6 +172,7 @@ examples:
             batch_size=self.batch_size,
             defense=self.defense,
             normalise=self.normalise,
+            precision=self.precision,
             model_seed=self.seed,
         )
         attack = factory(

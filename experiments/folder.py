@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import jaxleak as jl
+from jaxleak.files import write
 
 CONFIG = "config.json"
 RESULTS = "results.jsonl"
@@ -138,26 +139,6 @@ def discard_if_empty(folder: pathlib.Path) -> None:
         if os.listdir(folder) == [CONFIG]:
             (folder / CONFIG).unlink()
         folder.rmdir()
-
-
-def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-      OSError: it cannot be written, as on a full disk; names the file, of which then nothing is left.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:

@@ -58,6 +58,7 @@ def prepare(
     defense: str = "none",
     defense_settings: Mapping[str, Any] | None = None,
     normalise: bool = True,
+    precision: str = "float32",
     model_seed: int = 0,
     model_settings: Mapping[str, Any] | None = None,
 ) -> Scenario:
@@ -71,6 +72,7 @@ def prepare(
       defense: "none", or a name of `jaxleak.defenses`; each client has a key of its own.
       defense_settings: replaces those of `DEFENSE_SETTINGS`.
       normalise: the target normalises its input by the data set's statistics.
+      precision: of products, a name of `jaxleak.observe.PRECISIONS`, for client and attacker alike.
       model_seed: of the model's initial parameters.
       model_settings: further settings of the model.
 
@@ -94,7 +96,7 @@ def prepare(
         params = jax.jit(network.init)(jax.random.key(model_seed), truths.x[0])
     except (TypeError, ValueError) as error:
         raise ValueError(f"model={model}: refuses images of shape {x.shape[1:]} of {dataset.name}: {error}") from error
-    observe = jl.observe.gradient(jl.cross_entropy(network.apply))
+    observe = jl.observe.gradient(jl.cross_entropy(network.apply), precision=precision)
     client = _client(observe, defense, defense_settings)
     send = jax.jit(lambda key, batch: client(key)(params, batch))
     keys = jax.random.split(jax.random.key(model_seed + 1), len(indices))

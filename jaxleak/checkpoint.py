@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxleak import exchange
+from jaxleak import exchange, files
 from jaxleak.exchange import Arrays
 from jaxleak.inputs import Inputs
 
@@ -124,19 +124,7 @@ def write(path: str | os.PathLike, arrays: Arrays, parts: Mapping[str, str]) -> 
     Raises:
       OSError: it cannot be written, as on a full disk; names the file.
     """
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(exchange.as_bytes(arrays, {"format": _FORMAT, **parts}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+    files.write(path, exchange.as_bytes(arrays, {"format": _FORMAT, **parts}))
 
 
 def read(path: str | os.PathLike, parts: Mapping[str, str]) -> Arrays | None:

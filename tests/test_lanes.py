@@ -281,19 +281,20 @@ def test_what_lanes_share_is_not_copied_for_each(case):
     chex.assert_trees_all_equal_shapes(given.setup.work.tree().leak.update, case[1].update)
 
 
-def test_settings_x_leaks_x_seeds_compile_once(case):
-    observe = jl.observe.gradient(case[0].loss_fn)
-    leak, weights = stacked(case, 8), jnp.array([0.0, 1e-4, 1e-2, 1.0])
-    names = []
+def test_settings_x_leaks_x_seeds_on_a_lenet_compile_once(scenario, truth):
+    shape = (1, 12, 12, 3)
+    client = scenario("lenet", shape=shape)
+    observe = jl.observe.gradient(client.loss_fn)
+    updates = [client.leak_of(truth(seed, shape)).update for seed in range(8)]
+    leak = jl.Leak(client.params, jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates))
+    weights, names = jnp.array([0.0, 1e-4, 1e-2, 1.0]), []
 
     def listen(event, _, **details):
         if event == "/jax/core/compile/backend_compile_duration":
             names.append(str(details.get("fun_name")))
 
     def attack(weight):
-        return jl.attacks.inverting_gradients(
-            observe, shape=(1, 3, 3, 1), num_classes=5, num_steps=2, total_variation=weight
-        )
+        return jl.attacks.inverting_gradients(observe, shape=shape, num_classes=5, num_steps=2, total_variation=weight)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -308,7 +309,7 @@ def test_settings_x_leaks_x_seeds_compile_once(case):
         assert [name for name in names if "slots" in name] == []
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert found.batch.x.shape == (4, 8, 64, 1, 3, 3, 1)
+    assert found.batch.x.shape == (4, 8, 64, *shape)
     assert bool(jnp.all(jnp.isfinite(found.loss)))
 
 
