@@ -65,8 +65,8 @@ def gradient(loss_fn: Callable[[PyTree, PyTree], jax.Array]) -> Callable[[PyTree
 
         chosen = [leaf for use, leaf in zip(differentiable, leaves, strict=True) if use]
         gradients = jax.grad(loss_of_leaves, argnums=(0, 1))
-        # Linearised here, so that the derivative below starts from this very gradient. Computed anew there, XLA finds
-        # only a part of it to be the same: nine passes of arithmetic for a ResNet in the place of seven.
+        # Linearised here, so that the derivative below starts from this very gradient. Computed anew there, XLA does
+        # not find all of it to be the same, and does a part twice.
         (update, _), tangent = jax.linearize(lambda w: gradients(w, chosen), trainable)
         return update, (tangent, state, batch)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxleak import lanes
 
-# Lanes at a time where nobody says how many. On a CPU, more of them leave its caches and gain nothing; an accelerator
-# they fill long before.
+# Lanes at a time where nobody says how many: enough to fill the cores of a CPU, while a run with more lanes keeps its
+# memory small. The number for accelerators is a guess.
 _MOST_SLOTS = {"cpu": 64}
 _MOST_SLOTS_ELSEWHERE = 1024
 

@@ -21,8 +21,8 @@ PyTree = Any
 
 _ROUNDS = 20
 
-# Floating-point operations that fewer slots must save to be worth compiling for: about ten seconds of what is measured
-# for small networks, 1e11 a second on two cores and 1e13 on an accelerator. Compiling takes such a time.
+# Floating-point operations that fewer slots must save to be worth compiling for. Compiling takes some ten seconds, for
+# which these are meant; the number for accelerators is a guess.
 _WORTH_COMPILING = {"cpu": 1e12}
 _WORTH_COMPILING_ELSEWHERE = 1e14
 

@@ -2,10 +2,6 @@
 
 import dataclasses
 import importlib
-import os
-import socket
-import subprocess
-import sys
 
 import chex
 import jax
@@ -13,30 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lane_case import adam, close, keys, small_case
 
 import jaxleak as jl
-from jaxleak import inputs, models, slots
+from jaxleak import inputs, slots
 from jaxleak.base import Status
 
 # `jaxleak.solve` is the function of that name.
 solve_module = importlib.import_module("jaxleak.solve")
-
-
-def small_case():
-    """What the tests here, and the processes they start, run."""
-    model = models.mlp(num_classes=5, hidden=(8,))
-    truth = jl.Batch(jax.random.uniform(jax.random.key(0), (1, 3, 3, 1)), jnp.array([2]))
-    params = jax.jit(model.init)(jax.random.key(1), truth.x)
-    observe = jl.observe.gradient(jl.cross_entropy(model.apply))
-    return observe, jl.Leak(params, observe(params, truth)), truth
-
-
-def adam(observe, *, num_steps=6, **settings):
-    return jl.attacks.dlg_adam(observe, shape=(1, 3, 3, 1), num_classes=5, num_steps=num_steps, **settings)
-
-
-def keys(*shape):
-    return jax.random.split(jax.random.key(1), shape)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +44,6 @@ def stacked(case, count):
 
 def take(tree, *index):
     return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def close(found, expected, **tolerances):
-    chex.assert_trees_all_close(found, expected, **{"rtol": 1e-4, "atol": 1e-5, **tolerances})
 
 
 def test_settings_are_the_first_axis_and_share_the_keys(case):
@@ -368,109 +344,3 @@ def test_no_keys_and_no_devices_are_refused(case):
         jl.run(adam(case[0]), case[1], keys(2), devices=())
     with pytest.raises(ValueError, match="^num_slots=0: expected >= 1$"):
         jl.run(adam(case[0]), case[1], keys(2), num_slots=0)
-
-
-def child(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, __file__, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-    )
-
-
-def ended(process):
-    try:
-        out, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 0, err[-2000:]
-    return out
-
-
-def test_lanes_are_split_over_devices(tmp_path):
-    out = ended(child("devices", tmp_path / "found.npz", JAX_NUM_CPU_DEVICES="4"))
-    assert out.split() == ["4", "8", "{4}", "2"]
-    with np.load(tmp_path / "found.npz") as found:
-        observe, leak, _ = small_case()
-        expected = jl.run(adam(observe), leak, keys(6))
-        np.testing.assert_allclose(found["x"], expected.batch.x, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(found["loss"], expected.loss, rtol=1e-4)
-
-
-def on_four_devices(path):
-    observe, leak, _ = small_case()
-    plans = []
-    result = jl.run(adam(observe), leak, keys(6), on_plan=plans.append)
-    given = inputs.prepare(adam(observe), leak, keys(6))
-    held = slots.Slots(given)
-    held.make(8)
-    held.next_round()
-    held.advance(1)
-    places = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(held._slots)}
-    assert {shard.data.shape[0] for shard in held._slots.taken.addressable_shards} == {2}
-    with jax.default_device(jax.devices()[2]):
-        assert inputs.prepare(adam(observe), leak, keys(6)).setup.devices == (jax.devices()[2],)
-    # Never more devices than lanes.
-    jl.run(adam(observe), leak, keys(2), on_plan=plans.append)
-    sys.stdout.write(f"{plans[0].num_devices} {plans[0].num_slots} {places} {plans[1].num_devices}")
-    np.savez(path, x=result.batch.x, loss=result.loss)
-
-
-def test_processes_share_the_lanes(tmp_path, case, converging, converged):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    processes = [
-        child(
-            "processes",
-            tmp_path / f"{i}.npz",
-            tmp_path / "checkpoint",
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [ended(process).splitlines()[-1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    # Process 0 hears of all lanes, in more than one report; each has its share.
-    assert sorted(outputs[0].split("lanes ")[-1].split()) == [str(i) for i in range(7)]
-    assert [output.split()[0] for output in outputs] == ["4", "3"]
-    found = [dict(np.load(tmp_path / f"{i}.npz")) for i in range(2)]
-    chex.assert_trees_all_equal(*found)
-    assert found[0]["status"].tolist() == [Status.CONVERGED] * 7
-    close(found[0]["x"], converged.batch.x, atol=1e-2)
-    assert (tmp_path / "checkpoint").exists()
-
-
-def in_one_of_two_processes(path, checkpoint):
-    from jaxleak import distributed
-
-    distributed.initialize()
-    observe, leak, _ = small_case()
-    attack = jl.attacks.dlg(observe, shape=(1, 3, 3, 1), num_classes=5, num_steps=60)
-    seen, plans = [], []
-
-    def note(places, _):
-        seen.extend(places[:, 0].tolist())
-
-    importlib.import_module("jaxleak.checkpoint")._CHECKPOINT_SECONDS = 0.0
-    result = jl.run(attack, leak, keys(7), num_slots=2, checkpoint=checkpoint, on_lanes=note, on_plan=plans.append)
-    # A second time all is read from the file of process 0.
-    again = jl.run(attack, leak, keys(7), checkpoint=checkpoint, on_plan=plans.append)
-    chex.assert_trees_all_equal(result, again)
-    assert len(plans) == 1
-    # One of them has nothing to do.
-    alone = jl.run(attack, leak, keys(1), on_plan=plans.append)
-    assert len(plans) == 2 - distributed.index()
-    np.testing.assert_allclose(alone.batch.x[0], result.batch.x[0], atol=1e-2)
-    sys.stdout.write(f"{plans[0].num_lanes} lanes {' '.join(map(str, seen))}")
-    np.savez(path, x=result.batch.x, loss=result.loss, status=result.status)
-
-
-if __name__ == "__main__":
-    {"devices": on_four_devices, "processes": in_one_of_two_processes}[sys.argv[1]](*sys.argv[2:])
