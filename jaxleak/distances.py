@@ -62,3 +62,7 @@ def cosine(update: PyTree, target: PyTree, weights: PyTree | None = None) -> jax
     defined = (square > 0) & (target_square > 0)
     norms = jnp.sqrt(jnp.where(defined, square, 1.0)) * jnp.sqrt(jnp.where(defined, target_square, 1.0))
     return 1.0 - jnp.where(defined, product, 0.0) / norms
+
+
+# Those that stay the same when both updates are multiplied by numbers of their own.
+SCALE_FREE = (cosine,)

@@ -34,7 +34,7 @@ FLOORS = (
     {"experiments.cli"},
 )
 # In a folder of methods, one file may use another: AGIC is inverting gradients with weights.
-FOLDERS = {"attacks", "defenses", "fl", "models", "experiments", "benchmarks"}
+FOLDERS = {"observe", "attacks", "defenses", "fl", "models", "experiments", "benchmarks"}
 PACKAGES = {
     "jaxleak": "jaxleak",
     "jaxleak.models": "models",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxleak import distances, validate
 from jaxleak import labels as labels_
-from jaxleak import validate
 from jaxleak.base import Attack, Batch, Leak, Result, Status
 from jaxleak.generators import Generator
 from jaxleak.observe import as_observe
@@ -113,6 +113,11 @@ def gradient_matching(
     validate.integer_at_least("num_steps", num_steps, 1)
     validate.integer_at_least("evaluations", evaluations, 1)
     validate.integer_at_least("max_restarts", max_restarts, 0)
+    if not observe.sized and distance not in distances.SCALE_FREE:
+        raise ValueError(
+            f"{name}: learning_rate=None in the observation: this attack compares sizes, and needs the rate; "
+            "those by a cosine do not"
+        )
     optimise_labels = labels is labels_.joint
     if not callable(labels):
         labels = jnp.asarray(labels)
@@ -122,9 +127,13 @@ def gradient_matching(
         y = known if candidate.logits is None else jax.nn.softmax(candidate.logits)
         return Batch(generator.apply(candidate.latent), y)
 
+    def matching_loss(batch: Batch, state: MatchingState, leak: Leak) -> jax.Array:
+        update = observe.public(leak.params, batch)
+        return observe.compare(distance, update, leak.update, state.weights, num_examples=shape[0])
+
     def objective(candidate: Candidate, state: MatchingState, leak: Leak) -> tuple[jax.Array, jax.Array]:
         batch = to_batch(candidate, state.labels)
-        loss = distance(observe.public(leak.params, batch), leak.update, state.weights)
+        loss = matching_loss(batch, state, leak)
         total = loss if prior is None else loss + prior(candidate.latent, batch.x)
         return total, loss
 
@@ -197,7 +206,7 @@ def gradient_matching(
             """The batch as it is returned, and the matching loss of exactly this batch."""
             batch = to_batch(candidate, state.labels)
             batch = batch._replace(x=jnp.clip(batch.x, 0.0, 1.0))
-            return batch, distance(observe.public(leak.params, batch), leak.update, state.weights)
+            return batch, matching_loss(batch, state, leak)
 
         batch, loss = shown(state.candidate)
         sound = jnp.isfinite(loss)
