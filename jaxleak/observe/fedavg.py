@@ -93,8 +93,17 @@ def local_sgd(
         steps = order.steps(num_examples)
         return steps * learning_rate if optimizer is None else local_training.gain(optimizer, steps)
 
+    def checked(function: Callable[[PyTree, Batch], PyTree]) -> Callable[[PyTree, Batch], PyTree]:
+        compiled = jax.jit(function)
+
+        def call(params: PyTree, batch: Batch) -> PyTree:
+            order.steps(len(batch.x))  # Its errors are for people; inside jit, JAX adds to them.
+            return compiled(params, batch)
+
+        return call
+
     known = optimizer is None or local_training.gain(optimizer, 2) is not None
-    return Observe(jax.jit(function), jax.jit(public), loss_fn, scale if known else None, returned=True)
+    return Observe(checked(function), checked(public), loss_fn, scale if known else None, returned=True)
 
 
 def one_batch(

@@ -59,7 +59,7 @@ class Observe:
         target: PyTree,
         weights: PyTree | None = None,
         *,
-        num_examples: int = 1,
+        num_examples: int,
     ) -> jax.Array:
         """The distance of two updates in units of a gradient; of several rounds, the weighted sum (AGIC eq. 5).
 
