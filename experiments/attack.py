@@ -5,29 +5,31 @@ import inspect
 import math
 import pathlib
 import shlex
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import jax
-import jax.numpy as jnp
-from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, arg
 
 import jaxleak as jl
 from jaxleak import distributed, models, validate
 from jaxleak.attacks.inverting_gradients import VARIANTS
 from jaxleak.experiments import data as datasets
-from jaxleak.experiments import folder, machine, scenario
-from jaxleak.experiments.outcome import measure
-from jaxleak.experiments.rows import Rows
-from jaxleak.experiments.summary import plural, show
+from jaxleak.experiments import folder, machine, running, scenario
+from jaxleak.experiments.client import ASSUMED
 from jaxleak.names import lookup
 
 # The main job: `jaxleak attack` alone.
 DEFAULT_ATTACK = "idlg"
 DEFAULT_NUM_STEPS = 80
+
+# Of clients that train: the rate of papers/agic §V, and the attacks that take local training to be one batch.
+DEFAULT_LOCAL_LEARNING_RATE = 1e-4
+ONE_BATCH = ("agic", "geng")
+
+# What makes the client train, and what only then has a meaning.
+_LOCAL = ("local_steps", "local_epochs", "local_batch_size", "local_learning_rate")
+_ABOUT_LOCAL = ("shuffle", "assume", "hide_learning_rate")
 
 # How a run is made, and not what it is: other values of these resume the same run.
 _FREE = ("out", "quiet", "devices", "memory_limit", "distributed")
@@ -48,9 +50,10 @@ def _known(names: Iterable[str]) -> str:
 class AttackConfig:
     """Attack what a client with private images sends, and measure what comes back.
 
-    Each image, or batch of images, gives one gradient of the model; the attack rebuilds the images from it, from
-    several random starts (seeds). The start with the lowest matching loss is the attacker's choice; the true images
-    only measure it.
+    Each image, or batch of images, is a client that sends one update: a gradient of the model, or, with any of the
+    flags --local-steps, --local-epochs, --local-batch-size and --local-learning-rate, what local training changed in
+    it. The attack rebuilds the images from the update, from several random starts (seeds). The start with the lowest
+    matching loss is the attacker's choice; the true images only measure it.
     """
 
     EXAMPLES: ClassVar[str] = """\
@@ -59,6 +62,8 @@ examples:
   jaxleak attack --attack inverting_gradients --num-steps 500 --out my-run
   jaxleak attack --attack agic --labels known --model convnet --batch-size 4 --num-steps 500
   jaxleak attack --defense gaussian_noise --images 4
+  jaxleak attack --attack agic --batch-size 4 --local-batch-size 1 --num-steps 500
+  jaxleak attack --attack inverting_gradients --batch-size 4 --local-epochs 2 --assume simulation --num-steps 500
   jaxleak attack --data mnist --data-dir ~/tensorflow_datasets --images 4
 """
 
@@ -87,8 +92,39 @@ examples:
         str | None, _flag("NAME", "The part of the data set.", "test, else validation, else the only one")
     ] = None
     images: Annotated[int, _flag("N", "How many images to attack, a multiple of --batch-size.")] = 8
-    batch_size: Annotated[int, _flag("N", "How many images share one gradient.")] = 1
-    seeds: Annotated[int, _flag("N", "How many random starts for each gradient.")] = 4
+    batch_size: Annotated[int, _flag("N", "How many images a client has, which share one update.")] = 1
+    local_steps: Annotated[int | None, _flag("N", "How many steps of SGD a client trains.", "one epoch")] = None
+    local_epochs: Annotated[
+        int | None, _flag("N", "In the place of --local-steps, how often it goes through its images.", "1")
+    ] = None
+    local_batch_size: Annotated[
+        int | None, _flag("N", "How many images one local step takes; divides --batch-size.", "--batch-size")
+    ] = None
+    local_learning_rate: Annotated[
+        float | None, _flag("R", "Of the client's SGD.", f"{DEFAULT_LOCAL_LEARNING_RATE}")
+    ] = None
+    shuffle: Annotated[
+        bool,
+        FlagCreatePairsOff,
+        _flag("", "Each client trains in an order of its own, which the attacker does not know.", "off"),
+    ] = False
+    assume: Annotated[
+        str | None,
+        _flag(
+            "NAME",
+            "What the attacker takes local training to be. "
+            + "; ".join(f"{name}: {text}" for name, (text, _) in ASSUMED.items()),
+            f"one_batch for {' and '.join(ONE_BATCH)}, simulation for the others",
+        ),
+    ] = None
+    hide_learning_rate: Annotated[
+        bool,
+        FlagCreatePairsOff,
+        _flag(
+            "", "The attacker does not know --local-learning-rate: for attacks by a cosine, without simulation.", "off"
+        ),
+    ] = False
+    seeds: Annotated[int, _flag("N", "How many random starts for each update.")] = 4
     num_steps: Annotated[
         int | None,
         _flag("N", "How many steps the attack takes.", f"its paper's; {DEFAULT_NUM_STEPS} without --attack"),
@@ -155,6 +191,9 @@ examples:
         name = DEFAULT_ATTACK if self.attack is None else self.attack
         factory = lookup("attack", name, jl.attacks.NAMES)
         settings = self._settings(name, factory)
+        training = self._training()
+        assumed = "one_batch" if training is not None and name in ONE_BATCH else "simulation"
+        assumed = assumed if self.assume is None else self.assume
         validate.integer_at_least("seeds", self.seeds, 1)
         validate.integer_at_least("seed", self.seed, 0)
         if self.seed > _LARGEST_SEED:
@@ -170,6 +209,9 @@ examples:
             dataset=dataset,
             images=self.images,
             batch_size=self.batch_size,
+            training=training,
+            assumed=assumed,
+            learning_rate_known=not self.hide_learning_rate,
             defense=self.defense,
             normalise=self.normalise,
             precision=self.precision,
@@ -186,18 +228,19 @@ examples:
         config = {
             **dataclasses.asdict(self),
             **_resolved(factory, settings),
+            **_resolved_training(training, assumed, self.batch_size, self.hide_learning_rate),
             "attack": name,
             "num_steps": attack.num_steps,
             "split": dataset.split,
         }
         config["data_dir"] = None if self.data_dir is None else str(self.data_dir)
         if distributed.index():
-            return lambda: _follow(attack, prepared, config)
+            return lambda: running.follow(attack, prepared, config)
         if out is not None and folder.is_unfinished(out):
             folder.refuse_other(out, config, free=_FREE)
         claimed = folder.claim(out, "attack")
         config["out"] = str(claimed)
-        return lambda: _work(attack, prepared, config, self.command(), claimed)
+        return lambda: running.work(attack, prepared, config, self.command(), claimed)
 
     def _settings(self, name: str, factory: Callable) -> dict[str, Any]:
         """The flags that are settings of the attack, checked as far as they can be without it."""
@@ -220,6 +263,24 @@ examples:
         if self.total_variation is not None and not (math.isfinite(self.total_variation) and self.total_variation >= 0):
             raise ValueError(f"total_variation={self.total_variation}: expected a finite number >= 0")
         return settings
+
+    def _training(self) -> scenario.Training | None:
+        """What the client does, or None where it sends one gradient."""
+        if all(getattr(self, name) is None for name in _LOCAL):
+            for name in _ABOUT_LOCAL:
+                value = getattr(self, name)
+                if value not in (None, False):
+                    flags = ", ".join(f"--{other.replace('_', '-')}" for other in _LOCAL)
+                    raise ValueError(f"{name}={value}: the client sends one gradient: expected one of {flags}")
+            return None
+        rate = DEFAULT_LOCAL_LEARNING_RATE if self.local_learning_rate is None else self.local_learning_rate
+        return scenario.Training(
+            rate,
+            batch_size=self.local_batch_size,
+            num_steps=self.local_steps,
+            num_epochs=self.local_epochs,
+            shuffle=self.shuffle,
+        )
 
     def command(self) -> str:
         """The command line that makes the same run again, in a folder of its own."""
@@ -248,100 +309,24 @@ def _resolved(factory: Callable, settings: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _resolved_training(
+    training: scenario.Training | None, assumed: str, batch_size: int, hidden: bool
+) -> dict[str, Any]:
+    """What the flags of local training come to; nothing where the client does not train."""
+    if training is None:
+        return dict.fromkeys((*_LOCAL, *_ABOUT_LOCAL))
+    return {
+        "local_steps": training.steps(batch_size),
+        "local_batch_size": training.batch_size or batch_size,
+        "local_learning_rate": training.learning_rate,
+        "shuffle": training.shuffle,
+        "assume": assumed,
+        "hide_learning_rate": hidden,
+    }
+
+
 def _check_leaks(attack: jl.Attack, leaks: jl.Leak) -> None:
     """Refuses leaks and labels that the attack refuses, by tracing its start for one of them."""
     validate.leak(attack.observe, leaks, attack.shape, lanes=(0, 1))
     update, labels = jax.tree.map(lambda leaf: leaf[0], (leaks.update, leaks.labels))
     jax.eval_shape(attack.init, jax.random.key(0), dataclasses.replace(leaks, update=update, labels=labels))
-
-
-def lane_keys(seed: int, batches: int, seeds: int) -> jax.Array:
-    """Keys [batches, seeds], each depending on its place alone: more images or seeds leave the others as they are."""
-    key = jax.random.key(seed)
-
-    def of(batch: jax.Array, lane: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, batch), lane)
-
-    return jax.vmap(jax.vmap(of, (None, 0)), (0, None))(jnp.arange(batches), jnp.arange(seeds))
-
-
-def _run(attack: jl.Attack, prepared: scenario.Scenario, config: Mapping[str, Any], **driven: Any) -> jl.Result:
-    """Runs all lanes, [batches, seeds], as the flags say."""
-    keys = lane_keys(config["seed"], len(prepared.indices), config["seeds"])
-    limit = None if config["memory_limit"] is None else int(config["memory_limit"] * machine.GIB)
-    devices = machine.use(config["devices"])
-    result = jl.run(attack, prepared.leaks, keys, devices=devices, memory_limit=limit, **driven)
-    return jax.block_until_ready(result)
-
-
-def _follow(attack: jl.Attack, prepared: scenario.Scenario, config: Mapping[str, Any]) -> int:
-    """What the processes other than 0 do: run their lanes, and neither print nor write."""
-    try:
-        _run(attack, prepared, config, checkpoint=pathlib.Path(folder.CHECKPOINT))
-    except jl.Interrupted:
-        return 130
-    return 0
-
-
-def _work(
-    attack: jl.Attack,
-    prepared: scenario.Scenario,
-    config: dict[str, Any],
-    command: str,
-    out: pathlib.Path,
-) -> int:
-    """Runs the attack, writes the folder, prints; the exit code is 130 after Ctrl-C, as shells have it."""
-    batches, seeds = len(prepared.indices), config["seeds"]
-
-    def say(line: str) -> None:
-        if not config["quiet"]:
-            print(line, file=sys.stderr, flush=True)
-
-    size = f"{plural(batches, 'gradient')} x {plural(seeds, 'seed')} = {plural(batches * seeds, 'lane')}"
-    say(f"{attack.name}: {size}, {plural(attack.num_steps, 'step')}; compiling first")
-    started = time.perf_counter()
-    interrupted, num_steps = False, attack.num_steps
-    checkpoint = out / folder.CHECKPOINT
-    try:
-        folder.write_config(out, {"command": command, "config": config, **folder.provenance()})
-        result = _run(
-            attack,
-            prepared,
-            config,
-            checkpoint=checkpoint,
-            on_lanes=Rows(prepared, config, out).append,
-            on_plan=lambda plan: say(_planned(plan)),
-            progress=sys.stderr.isatty() and not config["quiet"],
-        )
-    except jl.Interrupted as stopped:
-        interrupted, result, num_steps = True, stopped.result, int(stopped.num_steps)
-    except BaseException:
-        folder.discard_if_empty(out)
-        raise
-    seconds = time.perf_counter() - started
-    # Imported here since matplotlib takes a second, which `jaxleak --help` need not pay.
-    from jaxleak.experiments import report
-
-    reached = measure(prepared, result, config, command, num_steps=num_steps, seconds=seconds)
-    report.leave(reached, out)
-    if interrupted:
-        print(
-            f"jaxleak: interrupted after {num_steps} of {attack.num_steps} steps; what was reached is in {out}; "
-            f"the same command with --out {shlex.quote(str(out))} resumes",
-            file=sys.stderr,
-        )
-        return 130
-    checkpoint.unlink(missing_ok=True)
-    if config["quiet"]:
-        print(out)
-    else:
-        show(reached, Console())
-        print(f"files: {out}/ ({_known(folder.FILES)})")
-    return 0
-
-
-def _planned(plan: Any) -> str:
-    """How the lanes are run, in one line."""
-    here = " in this process" if distributed.count() > 1 else ""
-    at_once = f"{plan.num_slots} at a time on {plural(plan.num_devices, 'device')}"
-    return f"{plural(plan.num_lanes, 'lane')}{here}, {at_once}, {plan.bytes_a_lane / machine.MIB:.3g} MiB a lane"

@@ -3,10 +3,13 @@
 import base64
 import importlib.resources
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jinja2
 
 from jaxleak.experiments import folder, picture, summary
+from jaxleak.experiments.client import ASSUMED
 from jaxleak.experiments.outcome import Outcome
 
 # What the attacker had of the labels, by the name of what gave them to it.
@@ -51,6 +54,8 @@ def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
         record=record,
         defense=f"{config['defense']} ({settings})" if settings else config["defense"],
         labels=labels,
+        sent="update" if summary.trains(config) else "gradient",
+        training=local_training(config),
         verdict=summary.verdict(outcome),
         lanes=summary.lanes(outcome),
         spreads=summary.spreads(outcome),
@@ -65,3 +70,19 @@ def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
         reconstructions=reconstructions,
         loss_curves=loss_curves,
     )
+
+
+def local_training(config: Mapping[str, Any]) -> dict[str, str] | None:
+    """What the clients of a run did and what the attack took them to have done, in words; None without training."""
+    if not summary.trains(config):
+        return None
+    steps, size = summary.plural(config["local_steps"], "step"), summary.plural(config["local_batch_size"], "image")
+    order = (
+        "in an order that each client drew and the attacker does not know" if config["shuffle"] else "in their order"
+    )
+    known = "" if config["hide_learning_rate"] else " and the learning rate"
+    return {
+        "did": f"{steps} of SGD, {size} a step, {order}, with a learning rate of {config['local_learning_rate']:g}",
+        "assumed": f"{config['assume']}: {ASSUMED[config['assume']][0]}",
+        "known": f"the number of local steps and of images in each{known}",
+    }

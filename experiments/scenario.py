@@ -12,10 +12,16 @@ import numpy as np
 import jaxleak as jl
 from jaxleak import defenses, models, validate
 from jaxleak.experiments import data
+from jaxleak.experiments.client import ASSUMED, Training, assume, sends
 from jaxleak.names import lookup
+
+__all__ = ["ASSUMED", "DEFENSE_SETTINGS", "Scenario", "Training", "prepare"]
 
 # Settings of defenses where the command line names none; the sources stand in the defenses' docstrings.
 DEFENSE_SETTINGS: dict[str, dict[str, Any]] = {"clip": {"max_norm": 4.0}, "gaussian_noise": {"stddev": 0.1}}
+
+# Folded into the clients' key for their orders; no scenario has this many clients.
+_ORDERS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,12 +32,13 @@ class Scenario:
       dataset: where the images come from.
       model: the target network.
       params: its parameters, shared by all leaks.
-      observe: what a client without a defense would send; attacks are built on it.
+      observe: what the attacker takes a client without a defense to send; attacks are built on it.
       leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted
         them.
       truths: a Batch with x [batches, n, height, width, channels] and y [batches, n]; for metrics alone.
       indices: the data set's indices of the images [batches, n].
       statistics: `mean` and `stddev` of the target's normalisation, as settings of an attack.
+      training: what the clients do, or None where they send one gradient.
     """
 
     dataset: data.Dataset
@@ -42,6 +49,7 @@ class Scenario:
     truths: jl.Batch
     indices: np.ndarray
     statistics: dict[str, Any]
+    training: Training | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,32 +63,41 @@ def prepare(
     dataset: data.Dataset,
     images: int,
     batch_size: int = 1,
+    training: Training | None = None,
+    assumed: str = "simulation",
+    learning_rate_known: bool = True,
     defense: str = "none",
     defense_settings: Mapping[str, Any] | None = None,
     normalise: bool = True,
     precision: str = "float32",
     model_seed: int = 0,
     model_settings: Mapping[str, Any] | None = None,
+    params: Any = None,
 ) -> Scenario:
-    """Prepares the leaks of `images` images in batches of `batch_size`, each batch the gradient of one client.
+    """Prepares the leaks of `images` images in batches of `batch_size`, each batch the update of one client.
 
     Args:
       model: a name of `jaxleak.models`.
       dataset: from `jaxleak.experiments.data.load`.
       images: how many images, a multiple of `batch_size`.
-      batch_size: images in a batch.
+      batch_size: images of a client.
+      training: what a client does with its images before it sends `params - new_params`; by default it sends one
+        gradient.
+      assumed: what the attacker takes the training to have been, a name of `ASSUMED`.
+      learning_rate_known: whether the attacker knows the learning rate of the training.
       defense: "none", or a name of `jaxleak.defenses`; each client has a key of its own.
       defense_settings: replaces those of `DEFENSE_SETTINGS`.
       normalise: the target normalises its input by the data set's statistics.
       precision: of products, a name of `jaxleak.observe.PRECISIONS`, for client and attacker alike.
       model_seed: of the model's initial parameters.
       model_settings: further settings of the model.
+      params: in the place of the initial parameters, those of a trained model or a later round.
 
     Returns:
       A Scenario.
 
     Raises:
-      ValueError: a name is unknown, or a number does not fit.
+      ValueError: a name is unknown, or a number or the parameters do not fit.
     """
     validate.integer_at_least("images", images, 1)
     validate.integer_at_least("batch_size", batch_size, 1)
@@ -89,34 +106,50 @@ def prepare(
     statistics = {"mean": dataset.mean, "stddev": dataset.stddev} if normalise else {"mean": 0.0, "stddev": 1.0}
     settings = {**statistics, **(model_settings or {})}
     network = models.create(model, num_classes=dataset.num_classes, **settings)
+    loss_fn = jl.cross_entropy(network.apply)
+    observe = assume(
+        loss_fn,
+        training,
+        num_examples=batch_size,
+        assumed=assumed,
+        learning_rate_known=learning_rate_known,
+        precision=precision,
+    )
+    client = _client(sends(loss_fn, training, precision=precision), defense, defense_settings)
     indices = data.select(dataset, images // batch_size, batch_size, None)
     x, y = dataset.take(indices.reshape(-1))
     truths = jl.Batch(jnp.asarray(x).reshape(*indices.shape, *x.shape[1:]), jnp.asarray(y).reshape(indices.shape))
+    key = jax.random.key(model_seed)
     try:
-        params = jax.jit(network.init)(jax.random.key(model_seed), truths.x[0])
+        expected = jax.eval_shape(network.init, key, truths.x[0])
     except (TypeError, ValueError) as error:
         raise ValueError(f"model={model}: refuses images of shape {x.shape[1:]} of {dataset.name}: {error}") from error
-    observe = jl.observe.gradient(jl.cross_entropy(network.apply), precision=precision)
-    client = _client(observe, defense, defense_settings)
-    send = jax.jit(lambda key, batch: client(key)(params, batch))
-    keys = jax.random.split(jax.random.key(model_seed + 1), len(indices))
-    updates = [send(key, jl.Batch(truths.x[i], truths.y[i])) for i, key in enumerate(keys)]
+    if params is None:
+        params = jax.jit(network.init)(key, truths.x[0])
+    elif (problem := validate.first_difference(expected, params)) is not None:
+        raise ValueError(f"params: {problem}, as model={model} has it")
+    send = jax.jit(lambda key, order, batch: client(key, order)(params, batch))
+    key = jax.random.key(model_seed + 1)
+    keys = jax.random.split(key, len(indices))
+    orders = jax.random.split(jax.random.fold_in(key, _ORDERS), len(indices))
+    batches = [jl.Batch(truths.x[i], truths.y[i]) for i in range(len(indices))]
+    updates = [send(*client_keys, batch) for *client_keys, batch in zip(keys, orders, batches, strict=True)]
     update = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
     leaks = jl.Leak(params, update, num_examples=batch_size, labels=truths.y)
-    return Scenario(dataset, network, params, observe, leaks, truths, indices, statistics)
+    return Scenario(dataset, network, params, observe, leaks, truths, indices, statistics, training)
 
 
 def _client(
-    observe: jl.observe.Observe, defense: str, settings: Mapping[str, Any] | None
-) -> Callable[[jax.Array], jl.observe.Observe]:
-    """From the key of a client to what it sends."""
+    sends: Callable[[jax.Array], jl.observe.Observe], defense: str, settings: Mapping[str, Any] | None
+) -> Callable[[jax.Array, jax.Array], jl.observe.Observe]:
+    """From the keys of a client, of its defense and of its order, to what it sends."""
     if defense == "none":
-        return lambda key: observe
+        return lambda key, order: sends(order)
     factory = lookup("defense", defense, {**defenses.NAMES, "none": None})
     chosen = DEFENSE_SETTINGS.get(defense, {}) if settings is None else dict(settings)
 
-    def client(key: jax.Array) -> jl.observe.Observe:
+    def client(key: jax.Array, order: jax.Array) -> jl.observe.Observe:
         keyed = {"key": key} if "key" in inspect.signature(factory).parameters else {}
-        return jl.observe.defended(observe, factory(**chosen, **keyed))
+        return jl.observe.defended(sends(order), factory(**chosen, **keyed))
 
     return client

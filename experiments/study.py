@@ -44,6 +44,8 @@ def measure(
     key: int = 1,
     change: Callable[[jl.Attack], jl.Attack] = lambda attack: attack,
     about: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    paper: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Runs one cell: an attack on all leaks of a scenario, over seeds.
@@ -55,7 +57,9 @@ def measure(
       num_steps: of the attack.
       key: of the seeds.
       change: makes another attack of it.
-      about: what the row's settings say of that change.
+      about: what the row's settings say of that change, or of the client.
+      model: the name of the model; that of its class by default.
+      paper: what the paper has in the place of this cell: its figures, and the settings that differ.
       **settings: of the attack.
 
     Returns:
@@ -81,7 +85,7 @@ def measure(
     return {
         "attack": attack,
         "settings": {**(about or {}), **settings, "labels": getattr(labels, "__name__", labels)},
-        "model": type(scenario.model).__name__,
+        "model": type(scenario.model).__name__ if model is None else model,
         "dataset": scenario.dataset.name,
         "batch_size": scenario.shape[0],
         "images": int(scenario.indices.size),
@@ -102,6 +106,7 @@ def measure(
         "loss": [
             [float(f"{loss:.4g}") if np.isfinite(loss) else None for loss in row] for row in np.array(result.loss)
         ],
+        **({"paper": dict(paper)} if paper else {}),
     }
 
 
@@ -122,9 +127,14 @@ def collect(name: str, options: Options, cells: Iterable[Callable[[], dict[str, 
 def summary(row: dict[str, Any]) -> str:
     """One line of a row for a person."""
     settings = " ".join(f"{name}={value}" for name, value in row["settings"].items())
-    low, high = row["psnr_quartiles"]
+    paper = " ".join(f"{name} {value}" for name, value in row.get("paper", {}).items())
+    tail = f"labels {row['label_correct']:.0%}, " if "label_correct" in row else ""
     return (
         f"{row['attack']} {row['model']} {row['dataset']} batch {row['batch_size']} {settings}: "
-        f"PSNR {row['psnr_median']} ({low} to {high}) dB, "
-        f"SSIM {row['ssim_median']}, labels {row['label_correct']:.0%}, {row['seconds']} s"
+        f"PSNR {row['psnr_median']} ({_between(row['psnr_quartiles'])}) dB, {tail}{row['seconds']} s"
+        f"{f'; paper: {paper}' if paper else ''}"
     )
+
+
+def _between(quartiles: list) -> str:
+    return ", ".join(map(_between, quartiles)) if isinstance(quartiles[0], list) else " to ".join(map(str, quartiles))

@@ -1,8 +1,8 @@
 """An outcome in few words: medians, counts, a verdict, and the table on the screen."""
 
 import collections
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -38,6 +38,11 @@ def number(value: float | None, form: str) -> str:
 def plural(count: int, word: str) -> str:
     """A count and what is counted."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def trains(config: Mapping[str, Any]) -> bool:
+    """Whether the clients of a run train before they send something, and do not send one gradient."""
+    return config.get("local_steps") is not None
 
 
 def spreads(outcome: Outcome) -> dict[str, tuple[str, Spread, Spread]]:

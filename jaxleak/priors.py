@@ -33,3 +33,22 @@ def box(x: jax.Array, low: float = 0.0, high: float = 1.0) -> jax.Array:
     Zero inside. A hard box is a projection, and belongs to the candidate: `jaxleak.generators.pixels(box=True)`.
     """
     return l2(x - jnp.clip(x, low, high))
+
+
+def scale(x: jax.Array) -> jax.Array:
+    """Mean over the batch of the squared L2 distance of an image to itself stretched (the scale term of Geng et al.).
+
+    Stretched to (x - min) / (max - min), min and max over the whole batch, as the reference takes them. Zero where the
+    batch reaches from 0 to 1 exactly, so batches that do not are pulled away from the truth. A constant batch cannot be
+    stretched, and has no penalty here.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxleak as jl
+      >>> float(jl.priors.scale(jnp.array([[1.0, 2.0], [1.5, 1.0]]).reshape(1, 2, 2, 1)))
+      4.0
+    """
+    low, high = jnp.min(x), jnp.max(x)
+    constant = high == low
+    # The span is replaced where it is zero, and not only the quotient: the derivative runs through both.
+    stretched = (x - low) / jnp.where(constant, 1.0, high - low)
+    return jnp.where(constant, 0.0, l2(x - stretched))

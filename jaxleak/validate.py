@@ -88,6 +88,29 @@ def first_not_finite(tree: PyTree) -> str | None:
     return None
 
 
+def first_zero(update: PyTree, *, lanes: int = 0) -> str | None:
+    """The first update among stacked ones in which every entry is zero, in words, or None.
+
+    Args:
+      update: a tree of arrays; where one of them is not concrete, nothing is looked at.
+      lanes: how many leading lane axes its leaves have.
+
+    Returns:
+      An empty string for an update that is not stacked, " of leak 3" for one that is, None where there is none.
+    """
+    leaves = jax.tree.leaves(update)
+    if not leaves or not all(map(is_concrete, leaves)):
+        return None
+    silent = np.ones(jnp.shape(leaves[0])[:lanes], bool)
+    for leaf in leaves:
+        loud = np.asarray(leaf) != 0
+        silent &= ~np.any(loud, axis=tuple(range(lanes, loud.ndim)))
+        # The first leaf settles it as a rule, so that stacks of large updates are not read twice.
+        if not silent.any():
+            return None
+    return f" of leak {', '.join(map(str, np.argwhere(silent)[0]))}" if lanes else ""
+
+
 def expected_update(observe: Callable[..., PyTree], params: PyTree, shape: tuple[int, ...]) -> PyTree:
     """The shapes that an update of `observe` has for images of `shape`; refuses a shape that the model refuses."""
     batch = Batch(jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.int32))
@@ -101,7 +124,9 @@ def expected_update(observe: Callable[..., PyTree], params: PyTree, shape: tuple
 def leak(
     observe: Callable[..., PyTree], value: Leak, shape: tuple[int, ...], *, lanes: tuple[int, int] = (0, 0)
 ) -> None:
-    """Refuses a leak that `observe` cannot have made for images of `shape`, or that holds NaN or infinity.
+    """Refuses a leak that `observe` cannot have made for images of `shape`, or that tells nothing.
+
+    An update in which every entry is zero, in any round of several, has nothing to match.
 
     Args:
       observe: the observation that the attack inverts.
@@ -111,7 +136,7 @@ def leak(
 
     Raises:
       TypeError: not a Leak.
-      ValueError: names the first path that differs, or that is not finite.
+      ValueError: names the first path that differs or is not finite, or the first update that is zero.
     """
     if not isinstance(value, Leak):
         raise TypeError(f"leak={type(value).__name__}: expected jaxleak.Leak(params, update, num_examples=...)")
@@ -124,6 +149,12 @@ def leak(
         problem = first_not_finite(value.update)
     if problem is not None:
         raise ValueError(f"leak.update: {problem}")
+    several = bool(getattr(observe, "rounds", ()))
+    for i, update in enumerate(value.update if several else (value.update,)):
+        place = first_zero(update, lanes=lanes[1])
+        if place is not None:
+            where = f" of round {i}" * several + place
+            raise ValueError(f"leak.update: every entry{where} is zero: there is nothing to match")
     problem = first_not_finite(value.params)
     if problem is not None:
         raise ValueError(f"leak.params: {problem}")

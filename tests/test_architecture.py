@@ -22,7 +22,7 @@ FLOORS = (
     {"validate", "flows", "metrics", "progress", "distances", "priors", "lbfgs", "lanes", "results"},
     {"autodiff", "layers", "convolution", "losses", "generators", "distributed", "inputs", "memory"},
     {"observe", "exchange"},
-    {"labels", "checkpoint", "slots"},
+    {"labels", "checkpoint", "slots", "epochs"},
     {"attacks.matching", "defenses"},
     {"attacks"},
     {"solve"},
@@ -34,7 +34,7 @@ FLOORS = (
     {"experiments.cli"},
 )
 # In a folder of methods, one file may use another: AGIC is inverting gradients with weights.
-FOLDERS = {"observe", "attacks", "defenses", "fl", "models", "experiments", "benchmarks"}
+FOLDERS = {"observe", "labels", "attacks", "defenses", "fl", "models", "experiments", "benchmarks"}
 PACKAGES = {
     "jaxleak": "jaxleak",
     "jaxleak.models": "models",

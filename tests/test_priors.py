@@ -57,7 +57,29 @@ def test_box_is_the_squared_distance_to_the_box():
     assert float(priors.box(jnp.concatenate([x, jnp.zeros_like(x)]))) == 2.5
 
 
-@pytest.mark.parametrize("prior", [priors.total_variation, priors.l2, priors.box])
+def test_scale_is_the_squared_distance_to_the_stretched_batch():
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)
+    stretched = (x - x.min()) / (x.max() - x.min())
+    np.testing.assert_allclose(priors.scale(x), np.sum((x - stretched) ** 2) / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(1.0, 0.0), (0.5, 0.0), (1.0, 0.25), (3.0, -1.0)])
+def test_scale_of_a_batch_that_was_stretched_is_the_closed_form(slope, offset):
+    """Of z that reaches from 0 to 1, x = slope z + offset is stretched back to z."""
+    z = np.random.default_rng(0).uniform(size=(2, 3, 4, 1)).astype(np.float32)
+    z = (z - z.min()) / (z.max() - z.min())
+    expected = np.sum(((slope - 1) * z + offset) ** 2) / 2
+    np.testing.assert_allclose(priors.scale(jnp.asarray(slope * z + offset)), expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 7.0])
+def test_scale_of_a_constant_batch_is_zero_and_so_is_its_derivative(value):
+    found, gradient = jax.value_and_grad(priors.scale)(jnp.full((2, 3, 3, 1), value))
+    assert float(found) == 0.0
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("prior", [priors.total_variation, priors.l2, priors.box, priors.scale])
 def test_zero_and_finite_derivative_on_a_constant_image(prior):
     for x in (jnp.zeros((1, 4, 4, 3)), jnp.ones((1, 1, 1, 1)) * 0.0):
         value, gradient = jax.value_and_grad(prior)(x)
@@ -65,7 +87,7 @@ def test_zero_and_finite_derivative_on_a_constant_image(prior):
         np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("prior", [priors.total_variation, priors.l2, priors.box])
+@pytest.mark.parametrize("prior", [priors.total_variation, priors.l2, priors.box, priors.scale])
 def test_derivatives_equal_finite_differences(x64, prior):
     generator = np.random.default_rng(0)
     x, direction = (jnp.asarray(generator.normal(size=(2, 3, 4, 2))) for _ in range(2))

@@ -118,3 +118,58 @@ def test_leaks_are_checked_in_the_order_of_what_helps_most(scenario):
 
 def test_values_of_shapes_alone_are_not_looked_at():
     assert validate.first_not_finite({"w": jax.ShapeDtypeStruct((2,), jnp.float32)}) is None
+
+
+def zeroed(update, *lanes):
+    """An update of zeros alone; of a stack of updates, those of these lanes."""
+    return jax.tree.map(lambda leaf: leaf.at[lanes].set(0) if lanes else jnp.zeros_like(leaf), update)
+
+
+def test_an_update_of_zeros_alone_is_refused(scenario):
+    case = scenario("mlp")
+    nothing = zeroed(case.leak.update)
+    with pytest.raises(ValueError, match=r"^leak.update: every entry is zero: there is nothing to match$"):
+        validate.leak(case.observe, jl.Leak(case.params, nothing), case.shape)
+    # One entry is enough, in the last leaf as in the first.
+    structure = jax.tree.structure(nothing)
+    for i in range(structure.num_leaves):
+        leaves = jax.tree.leaves(nothing)
+        leaves[i] = leaves[i].at[(-1,) * leaves[i].ndim].set(-1e-30)
+        validate.leak(case.observe, jl.Leak(case.params, jax.tree.unflatten(structure, leaves)), case.shape)
+
+
+def test_the_first_update_of_zeros_among_stacked_ones_is_named(scenario):
+    case = scenario("mlp")
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 5), case.leak.update)
+    validate.leak(case.observe, jl.Leak(case.params, stacked), case.shape, lanes=(0, 1))
+    for lanes, first in (((3,), 3), (([4, 1],), 1)):
+        leaks = jl.Leak(case.params, zeroed(stacked, *lanes))
+        with pytest.raises(ValueError, match=f"^leak.update: every entry of leak {first} is zero: there is nothing"):
+            validate.leak(case.observe, leaks, case.shape, lanes=(0, 1))
+    # A lane whose leaves are zero by turns is none of zeros.
+    leaves, structure = jax.tree.flatten(stacked)
+    leaves = [leaf.at[i % 5].set(0) for i, leaf in enumerate(leaves)]
+    validate.leak(case.observe, jl.Leak(case.params, jax.tree.unflatten(structure, leaves)), case.shape, lanes=(0, 1))
+
+
+def test_a_round_whose_update_is_zero_is_named(scenario):
+    case = scenario("mlp")
+    observe = jl.observe.rounds([case.observe] * 2)
+    update = case.leak.update
+    validate.leak(observe, jl.Leak((case.params,) * 2, (update, update)), case.shape)
+    with pytest.raises(ValueError, match=r"^leak.update: every entry of round 1 is zero: there is nothing to match$"):
+        validate.leak(observe, jl.Leak((case.params,) * 2, (update, zeroed(update))), case.shape)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), (update, update))
+    leaks = jl.Leak((case.params,) * 2, (zeroed(stacked[0], 2), stacked[1]))
+    with pytest.raises(ValueError, match=r"^leak.update: every entry of round 0 of leak 2 is zero: "):
+        validate.leak(observe, leaks, case.shape, lanes=(0, 1))
+
+
+def test_zeros_are_looked_for_where_there_are_values():
+    assert validate.first_zero({"w": jax.ShapeDtypeStruct((2,), jnp.float32)}) is None
+    assert jax.jit(lambda x: jnp.asarray(validate.first_zero({"w": x, "b": jnp.zeros(2)}) is None))(jnp.zeros(2))
+    assert validate.first_zero({"w": jnp.zeros((0, 3)), "b": jnp.zeros(0)}, lanes=1) is None
+    assert (
+        validate.first_zero({"w": jnp.zeros((2, 0)), "b": jnp.array([1.0, 0.0], jnp.bfloat16)}, lanes=1) == " of leak 1"
+    )
+    assert validate.first_zero({"w": jnp.array([0.0, jnp.nan])}) is None

@@ -42,14 +42,11 @@ def main(options: study.Options) -> list[dict]:
         for attack, chosen in attacks:
             # The paper assumes correct labels here, and InvG has the weight of total variation that AGIC has: 1e-4.
             settings = {"labels": labels.known, **chosen}
+            psnr, ssim = PAPER[attack, batch_size]
+            paper = {"model": "resnet20-4", "psnr": psnr, "ssim": ssim, "num_steps": 10_000}
             cell = functools.partial(study.measure, prepared, attack, seeds=1, num_steps=num_steps, **settings)
-            cells.append(functools.partial(_beside_paper, cell, model, attack, batch_size))
+            cells.append(functools.partial(cell, model=model, paper=paper))
     return study.collect("agic_table_iv", options, cells)
-
-
-def _beside_paper(cell, model: str, attack: str, batch_size: int) -> dict:
-    psnr, ssim = PAPER[attack, batch_size]
-    return {**cell(), "model": model, "paper": {"model": "resnet20-4", "psnr": psnr, "ssim": ssim, "num_steps": 10_000}}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from jaxleak.attacks.agic import agic
 from jaxleak.attacks.dlg import dlg, dlg_adam, idlg
+from jaxleak.attacks.geng import geng
 from jaxleak.attacks.inverting_gradients import inverting_gradients
 from jaxleak.attacks.matching import gradient_matching
 
@@ -11,6 +12,7 @@ NAMES = {
     "idlg": idlg,
     "inverting_gradients": inverting_gradients,
     "agic": agic,
+    "geng": geng,
 }
 
-__all__ = ["NAMES", "agic", "dlg", "dlg_adam", "gradient_matching", "idlg", "inverting_gradients"]
+__all__ = ["NAMES", "agic", "dlg", "dlg_adam", "geng", "gradient_matching", "idlg", "inverting_gradients"]

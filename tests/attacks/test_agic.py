@@ -1,5 +1,8 @@
 """AGIC's layer weights against its equations 7 and 8, worked out by hand."""
 
+import math
+
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import pytest
 
 import jaxleak as jl
 from jaxleak import models
-from jaxleak.attacks.agic import layer_weights
+from jaxleak.attacks.agic import RISES, layer_weights
 
 SHAPE = (2, 8, 8, 3)
 NUM_CONVOLUTIONS = 12
@@ -126,6 +129,88 @@ def test_normalisations_count_as_their_convolution():
     assert {float(w) for w in jax.tree.leaves([found["BatchNorm_1"], found["Conv_1"]])} == {18.0}
 
 
+def in_order(found):
+    """The weights of Deep's convolutions in execution order, and of its dense layers."""
+    found = found["params"]
+    convolutions = [float(found[f"Conv_{i}"]["kernel"]) for i in range(NUM_CONVOLUTIONS)]
+    return convolutions, {float(found[f"Dense_{i}"][leaf]) for i in range(2) for leaf in ("kernel", "bias")}
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0, 50.0])
+@pytest.mark.parametrize(
+    ("weights", "function"), [("linear", lambda x: x), ("exponential", math.exp), ("logarithmic", math.log)]
+)
+def test_the_shapes_are_the_functions_through_two_points(weights, function, beta):
+    """Table I: y = a f(x) + b through (1, 1) and (N, beta), a and b as two equations give them."""
+    observe, leak = leak_of(Deep(), ZEROS)
+    found = layer_weights(observe, leak, shape=SHAPE, beta=beta, weights=weights, relu_modifier=False)
+    convolutions, dense = in_order(found)
+    a, b = np.linalg.solve([[function(1), 1], [function(NUM_CONVOLUTIONS), 1]], [1, beta])
+    expected = [a * function(x) + b for x in range(1, NUM_CONVOLUTIONS + 1)]
+    np.testing.assert_allclose(convolutions, expected, rtol=1e-5)
+    np.testing.assert_allclose(sorted(dense), [np.mean(expected)], rtol=1e-5)
+    # Which of them is convex, and which concave, is that of Table I.
+    bend = {"linear": 0, "exponential": 1, "logarithmic": -1}[weights] * (1 if beta > 1 else -1)
+    seconds = np.diff(convolutions, 2)
+    assert np.all(bend * seconds > 0) if bend else np.allclose(seconds, 0, atol=1e-5)
+
+
+def test_flat_weights_are_one_whatever_beta():
+    observe, leak = leak_of(Deep(), ZEROS)
+    found = layer_weights(observe, leak, shape=SHAPE, beta=50.0, weights="flat", relu_modifier=False)
+    assert in_order(found) == ([1.0] * NUM_CONVOLUTIONS, {1.0})
+    modified = layer_weights(observe, leak, shape=SHAPE, beta=50.0, weights="flat")
+    np.testing.assert_allclose(in_order(modified)[0][2], 144 / 108, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["linear", "exponential", "logarithmic"])
+def test_every_shape_ends_at_beta_however_deep(weights):
+    """e^x itself is not a float32 from the 89th convolution on."""
+    for count in (2, 200):
+        rise = np.asarray(RISES[weights](np.arange(1.0, count + 1), count), np.float32)
+        assert (rise[0], rise[-1]) == (0, 1)
+        assert np.all(np.isfinite(rise))
+        assert np.all(np.diff(rise) >= 0)
+
+
+def test_each_round_has_its_own_weights():
+    observe, first = leak_of(Deep(), ZEROS)
+    _, second = leak_of(Deep(), {"Conv_0": 27})
+    both = jl.observe.rounds([observe, observe], examples=[[0, 1], [1]])
+    leak = jl.Leak((first.params, second.params), (first.update, second.update), 2)
+    found = layer_weights(both, leak, shape=SHAPE, beta=7.0, weights="logarithmic")
+    assert isinstance(found, tuple)
+    for one, own in zip(found, (first, second), strict=True):
+        chex.assert_trees_all_equal(one, layer_weights(observe, own, shape=SHAPE, beta=7.0, weights="logarithmic"))
+    assert [float(one["params"]["Conv_0"]["kernel"]) for one in found] == pytest.approx([108 / 54, 108 / 81])
+
+
+def test_the_weights_of_rounds_reach_the_distance(scenario):
+    """Eq. 5 with eq. 6: the loss of the start is the sum of the rounds' weighted cosines, by their gammas."""
+    case = scenario("cnn")
+    observe = jl.observe.rounds([case.observe] * 2, weights=[1.0, 0.5])
+    params = (case.params, jax.tree.map(lambda w: 0.9 * w, case.params))
+    leak = jl.Leak(params, jax.jit(observe)(params, case.truth), 1)
+    attack = jl.attacks.agic(
+        observe, shape=case.shape, num_classes=case.num_classes, beta=50.0, labels=case.truth.y, num_steps=4
+    )
+
+    @jax.jit
+    def both(key, leak):
+        state = attack.init(key, leak)
+        batch = jl.Batch(0.5 + 0.25 * state.candidate.latent, state.labels)
+        terms = []
+        for own, update in zip(leak.params, leak.update, strict=True):
+            one = jl.Leak(own, update)
+            weights = layer_weights(case.observe, one, shape=case.shape, beta=50.0)
+            terms.append(jl.distances.cosine(case.observe.public(own, batch), update, weights))
+        return attack.step(key, state, leak).loss, terms[0] + 0.5 * terms[1], terms[0] + terms[1]
+
+    found, by_hand, without_gamma = both(jax.random.key(0), leak)
+    np.testing.assert_allclose(found, by_hand, atol=1e-6)
+    assert abs(float(found) - float(without_gamma)) > 1e-3
+
+
 def test_the_weights_reach_the_distance(scenario):
     """The loss of the start is the weighted cosine of it, not the plain one."""
     case = scenario("cnn")
@@ -144,7 +229,14 @@ def test_the_weights_reach_the_distance(scenario):
     assert abs(float(found) - float(plain)) > 1e-4
 
 
-def test_beta_has_to_be_positive(scenario):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 0}, "^beta=0: expected > 0$"),
+        ({"weights": "linaer"}, "^unknown weights 'linaer': known are linear, "),
+    ],
+)
+def test_wrong_settings_are_refused(scenario, settings, message):
     case = scenario("mlp")
-    with pytest.raises(ValueError, match="^beta=0: expected > 0$"):
-        jl.attacks.agic(case.observe, shape=case.shape, num_classes=5, beta=0)
+    with pytest.raises(ValueError, match=message):
+        jl.attacks.agic(case.observe, shape=case.shape, num_classes=5, **settings)

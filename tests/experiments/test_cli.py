@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxleak as jl
-from jaxleak.experiments import attack, cli, folder
+from jaxleak.experiments import cli, folder, running
 
 # These tests leave the user's cache of compiled programs alone, and JAX as the other tests of this process have it.
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": "", "JAX_NUM_CPU_DEVICES": "1"}
@@ -97,10 +97,10 @@ def test_same_seed_gives_the_same_rows(small_run, tmp_path):
 
 
 def test_more_images_and_seeds_leave_the_other_lanes_as_they_are():
-    keys = jax.random.key_data(attack.lane_keys(0, 4, 5))
-    np.testing.assert_array_equal(keys[:2, :3], jax.random.key_data(attack.lane_keys(0, 2, 3)))
+    keys = jax.random.key_data(running.lane_keys(0, 4, 5))
+    np.testing.assert_array_equal(keys[:2, :3], jax.random.key_data(running.lane_keys(0, 2, 3)))
     assert len(np.unique(keys.reshape(20, -1), axis=0)) == 20
-    assert not np.array_equal(keys, jax.random.key_data(attack.lane_keys(1, 4, 5)))
+    assert not np.array_equal(keys, jax.random.key_data(running.lane_keys(1, 4, 5)))
 
 
 def test_batch_in_the_order_of_the_truth_defended_and_labels_granted(tmp_path, capsys):

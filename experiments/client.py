@@ -1,0 +1,136 @@
+"""What a client of a scenario does with its images, and what the attacker takes it to have done."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+import jaxleak as jl
+from jaxleak import validate
+from jaxleak.names import lookup
+from jaxleak.observe.local_training import Order
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Local training: the client returns `params - new_params` after several steps of SGD.
+
+    Attributes:
+      learning_rate: of its SGD.
+      batch_size: images of a local step; None for all of the client's.
+      num_steps: local steps, or None.
+      num_epochs: in their place, through all of the client's images; None for one where `num_steps` is None too.
+      shuffle: whether each client draws an order of its own in each epoch, which the attacker does not know.
+
+    Raises:
+      ValueError: a number does not fit.
+    """
+
+    learning_rate: float
+    batch_size: int | None = None
+    num_steps: int | None = None
+    num_epochs: int | None = None
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what is wrong whatever the number of images."""
+        try:
+            validate.at_least("learning_rate", self.learning_rate, 0, exclusive=True)
+            Order(self.batch_size, self.num_steps, self.num_epochs)
+        except ValueError as error:
+            raise _of_training(error) from error
+
+    def steps(self, num_examples: int) -> int:
+        """How many local steps a client with so many images takes.
+
+        Raises:
+          ValueError: local batches do not divide the images, or the steps do not reach all of them.
+        """
+        try:
+            return Order(self.batch_size, self.num_steps, self.num_epochs).steps(num_examples)
+        except ValueError as error:
+            raise _of_training(error) from error
+
+
+def _of_training(error: ValueError) -> ValueError:
+    # A scenario has a batch_size and an attack a num_steps of its own.
+    return ValueError(f"local training: {error}")
+
+
+def _simulation(loss_fn: Callable, training: Training, num_examples: int, rate: float | None, **form: Any) -> Any:
+    return jl.observe.local_sgd(
+        loss_fn, learning_rate=rate, batch_size=training.batch_size, num_steps=training.steps(num_examples), **form
+    )
+
+
+def _one_batch(loss_fn: Callable, training: Training, num_examples: int, rate: float | None, **form: Any) -> Any:
+    return jl.observe.one_batch(loss_fn, learning_rate=rate, num_steps=training.steps(num_examples), **form)
+
+
+def _averaged(loss_fn: Callable, training: Training, num_examples: int, rate: float | None, **form: Any) -> Any:
+    return jl.observe.averaged(loss_fn, learning_rate=rate, num_steps=training.steps(num_examples), **form)
+
+
+# What an attacker takes a client that trains to have done: in words, and how the observation is made.
+ASSUMED: Mapping[str, tuple[str, Callable[..., jl.observe.Observe]]] = {
+    "simulation": ("the client's own steps, one by one, in the order of the candidates", _simulation),
+    "one_batch": ("one gradient of all images at the first parameters, times steps and rate (AGIC)", _one_batch),
+    "averaged": ("the average of the update over steps and rate, taken for that gradient (IGIMS)", _averaged),
+}
+
+
+def sends(loss_fn: Callable, training: Training | None, **form: Any) -> Callable[[jax.Array], jl.observe.Observe]:
+    """From the key of a client's order to what it sends without a defense; without training, one gradient."""
+    if training is None:
+        observe = jl.observe.gradient(loss_fn, **form)
+        return lambda key: observe
+
+    def client(key: jax.Array) -> jl.observe.Observe:
+        return jl.observe.local_sgd(
+            loss_fn,
+            learning_rate=training.learning_rate,
+            batch_size=training.batch_size,
+            num_steps=training.num_steps,
+            num_epochs=training.num_epochs,
+            shuffle=key if training.shuffle else None,
+            **form,
+        )
+
+    return client
+
+
+def assume(
+    loss_fn: Callable,
+    training: Training | None,
+    *,
+    num_examples: int,
+    assumed: str = "simulation",
+    learning_rate_known: bool = True,
+    **form: Any,
+) -> jl.observe.Observe:
+    """What attacks on a client are built on; it knows no order and no key.
+
+    Args:
+      loss_fn: of the client.
+      training: of the client, or None for one gradient.
+      num_examples: images of the client.
+      assumed: a name of `ASSUMED`.
+      learning_rate_known: whether the attacker knows the client's learning rate.
+      **form: `precision`, and what else `jaxleak.observe.gradient` takes.
+
+    Returns:
+      An observation.
+
+    Raises:
+      ValueError: a name is unknown, a number does not fit, or something is assumed of a client that does not train.
+    """
+    _, make = lookup("assumption", assumed, ASSUMED)
+    if training is None:
+        if assumed != "simulation":
+            raise ValueError(f"assumed={assumed}: the client sends one gradient: expected local training")
+        if not learning_rate_known:
+            raise ValueError("learning_rate_known=False: the client sends one gradient: expected local training")
+        return jl.observe.gradient(loss_fn, **form)
+    rate = training.learning_rate if learning_rate_known else None
+    return make(loss_fn, training, num_examples, rate, **form)

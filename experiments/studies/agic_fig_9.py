@@ -1,0 +1,68 @@
+"""AGIC, Fig. 9: how steeply the layer weights should rise, untrained and trained, with and without the ReLU modifier.
+
+Paper: papers/agic §V-E: ResNet20-4, CIFAR-10; the figure's curves have no numbers in the text. On an untrained network
+PSNR rises with beta, and the modifier adds up to 2.0 % (Table IV uses 50); on a trained one a small beta is best (2),
+and still better than 1.
+Command: python -m jaxleak.experiments.studies.agic_fig_9 --data-dir FOLDER --weights-dir FOLDER
+Time: see `seconds` in the rows; the scale minutes fits two cores.
+Expect: rising with beta on the untrained network; a low maximum above 1 on the trained one.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import tyro
+
+from jaxleak import labels, models
+from jaxleak.experiments import data, scenario, study
+
+# scale: model, images, steps, betas
+SCALES = {
+    "seconds": ("lenet", 1, 2, (2.0,)),
+    "minutes": ("resnet20", 8, 500, (1.0, 2.0, 10.0, 50.0)),
+    "paper": ("resnet20-4", 100, 10_000, (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)),
+}
+WEIGHTS = "cifar10_resnet20.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(study.Options):
+    """Options of this study.
+
+    Attributes:
+      weights_dir: folder with `cifar10_resnet20.safetensors`; without it there is no trained network.
+    """
+
+    weights_dir: pathlib.Path | None = None
+
+
+def main(options: Options) -> list[dict]:
+    """Runs the study."""
+    model, images, num_steps, betas = SCALES[options.scale]
+    dataset = data.load("photos" if options.scale == "seconds" else "cifar10", options.data_dir)
+    # (scenario, name, weight of the total variation: papers/agic §V)
+    networks = [(scenario.prepare(model=model, dataset=dataset, images=images), model, 1e-4, (True, False))]
+    if options.weights_dir is not None:
+        trained = models.load_cifar10_resnet(options.weights_dir / WEIGHTS)
+        prepared = scenario.prepare(
+            model="resnet20",
+            dataset=dataset,
+            images=images,
+            model_settings={"mean": trained.model.mean, "stddev": trained.model.stddev},
+            params=trained.params,
+        )
+        networks.append((prepared, "resnet20, trained", 1e-2, (True,)))
+    cells = []
+    for prepared, name, total_variation, modifiers in networks:
+        for relu_modifier in modifiers:
+            for beta in betas:
+                settings = {"beta": beta, "relu_modifier": relu_modifier, "total_variation": total_variation}
+                cell = functools.partial(study.measure, prepared, "agic", seeds=1, num_steps=num_steps, **settings)
+                paper = {"model": "resnet20-4", "num_steps": 10_000, "psnr": "in a figure without numbers"}
+                cells.append(functools.partial(cell, labels=labels.known, model=name, paper=paper))
+    return study.collect("agic_fig_9", options, cells)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,115 @@
+"""Where the approximations of a FedAvg update break: PSNR over local learning rates and local steps.
+
+No paper has this plot. AGIC says that one batch "should not be used" at a rate of 1e-2 (papers/agic §IV-A) and shows
+1e-4; IGIMS averages without a word on the rate. Here clients train on 4 images each: all in one step, 2 in each of two,
+one in each of four, and for more steps in further epochs, in the same order, which the simulation knows. Inverting
+gradients attacks each update by simulation, as one batch, and averaged; a cosine cannot tell the last two apart, so that
+their curves shall coincide. Rates are lanes of one program.
+Command: python -m jaxleak.experiments.studies.approximation --data-dir FOLDER
+Time: see `seconds` in the rows; the scale minutes fits two cores.
+Expect: the approximations as good as simulation at low rates, and worse at high ones, sooner with more steps.
+"""
+
+import dataclasses
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxleak as jl
+from jaxleak.experiments import data, folder, scenario, study
+from jaxleak.experiments.client import Training
+from jaxleak.experiments.evaluation import evaluate
+from jaxleak.experiments.studies.plots import over_rates
+
+IMAGES = 4
+RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+ASSUMED = ("simulation", "one_batch", "averaged")
+# scale: model, clients, steps of the attack, local steps
+SCALES = {
+    "seconds": ("lenet", 1, 2, (2,)),
+    "minutes": ("lenet", 4, 1000, (1, 2, 4, 8, 16, 32)),
+    "paper": ("lenet", 25, 4000, (1, 2, 4, 8, 16, 32)),
+}
+
+
+def main(options: study.Options) -> list[dict]:
+    """Runs the study."""
+    model, clients, num_steps, all_local_steps = SCALES[options.scale]
+    dataset = data.load("photos" if options.scale == "seconds" else "cifar10", options.data_dir)
+    cells = []
+    for local_steps in all_local_steps:
+        prepared = [
+            scenario.prepare(
+                model=model,
+                dataset=dataset,
+                images=clients * IMAGES,
+                batch_size=IMAGES,
+                training=Training(rate, batch_size=max(1, IMAGES // local_steps), num_steps=local_steps),
+            )
+            for rate in RATES
+        ]
+        cells += [functools.partial(_cell, prepared, model, local_steps, name, num_steps) for name in ASSUMED]
+    rows = study.collect("approximation", options, cells)
+    folder.write(options.out / f"approximation-{options.scale}.png", over_rates(rows))
+    return rows
+
+
+def _cell(prepared: list[scenario.Scenario], model: str, local_steps: int, assumed: str, num_steps: int) -> dict:
+    """All rates, as lanes."""
+    first = prepared[0]
+    loss_fn = first.observe.loss_fn
+    # The weight that is best on LeNet among those of the study of total variation.
+    attack_settings = {"labels": jl.labels.known, "total_variation": 1e-2}
+
+    def attack(rate: jax.Array) -> jl.Attack:
+        form = {
+            "simulation": lambda: jl.observe.local_sgd(
+                loss_fn, learning_rate=rate, batch_size=max(1, IMAGES // local_steps), num_steps=local_steps
+            ),
+            "one_batch": lambda: jl.observe.one_batch(loss_fn, learning_rate=rate),
+            "averaged": lambda: jl.observe.averaged(loss_fn, learning_rate=rate, num_steps=local_steps),
+        }
+        return jl.attacks.inverting_gradients(
+            form[assumed](),
+            shape=first.shape,
+            num_classes=first.dataset.num_classes,
+            num_steps=num_steps,
+            **first.statistics,
+            **attack_settings,
+        )
+
+    # Updates have an axis of rates before that of clients; the labels are those of the clients at every rate.
+    leaks = dataclasses.replace(
+        first.leaks,
+        update=jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.leaks.update for one in prepared)),
+        labels=jnp.stack([one.leaks.labels for one in prepared]),
+    )
+    keys = jax.random.split(jax.random.key(1), (len(first.indices), 1))
+    started = time.perf_counter()
+    result = jax.block_until_ready(jl.run(attack, leaks, keys, settings=jnp.asarray(RATES)))
+    seconds = time.perf_counter() - started
+    found = [evaluate(one, jax.tree.map(lambda leaf, i=i: leaf[i], result)) for i, one in enumerate(prepared)]
+    psnr = [np.ravel(one.psnr) for one in found]
+    return {
+        "attack": "inverting_gradients",
+        "settings": {**attack_settings, "labels": "known", "observe": assumed, "local_steps": local_steps},
+        "model": model,
+        "dataset": first.dataset.name,
+        "batch_size": IMAGES,
+        "images": int(first.indices.size),
+        "num_steps": num_steps,
+        "seconds": round(seconds, 1),
+        "rates": list(RATES),
+        "psnr_median": [round(float(np.median(one)), 2) for one in psnr],
+        "psnr_quartiles": [[round(float(q), 2) for q in np.quantile(one, (0.25, 0.75))] for one in psnr],
+        "psnr": [[round(float(value), 2) for value in one] for one in psnr],
+        "loss_median": [float(f"{np.nanmedian(one):.4g}") for one in np.asarray(result.loss)],
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(study.Options))

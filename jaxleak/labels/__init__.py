@@ -1,0 +1,14 @@
+"""Labels from an update. All are `labels(observe, leak, *, shape, num_classes) -> int [n]`.
+
+`recover` gives them with a confidence. Of several rounds, the first that holds every example once is read.
+"""
+
+from jaxleak.labels.alr import alr
+from jaxleak.labels.geng import geng
+from jaxleak.labels.given import joint, known
+from jaxleak.labels.ilrg import ilrg
+from jaxleak.labels.recovered import Recovered
+from jaxleak.labels.recovery import NAMES, recover
+from jaxleak.labels.signs import idlg, inferred, zlr
+
+__all__ = ["NAMES", "Recovered", "alr", "geng", "idlg", "ilrg", "inferred", "joint", "known", "recover", "zlr"]

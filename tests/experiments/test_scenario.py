@@ -1,0 +1,189 @@
+"""Scenarios: what leaks is what such a client sends, and the attacker is told no more than it may know."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxleak as jl
+from jaxleak.experiments import client, data, scenario
+from jaxleak.experiments.scenario import Training
+
+RATE = 0.05
+
+
+@pytest.fixture(scope="module")
+def prepare():
+    digits = data.load("digits")
+
+    def prepared(training=None, images=4, batch_size=4, **settings):
+        return scenario.prepare(
+            model="mlp", dataset=digits, images=images, batch_size=batch_size, training=training, **settings
+        )
+
+    return prepared
+
+
+def by_hand(prepared, index, orders):
+    """`params - new_params` of local SGD on these ids, step by step, and no code of `jaxleak.observe`."""
+    loss_fn, batch = jl.cross_entropy(prepared.model.apply), jax.tree.map(lambda leaf: leaf[index], prepared.truths)
+    descend = jax.jit(jax.grad(loss_fn))
+    params = prepared.params
+    for ids in orders:
+        step = descend(params, jl.Batch(batch.x[jnp.array(ids)], batch.y[jnp.array(ids)]))
+        params = jax.tree.map(lambda p, g: p - RATE * g, params, step)
+    return jax.tree.map(jnp.subtract, prepared.params["params"], params["params"])
+
+
+def assert_close(found, expected, rtol=1e-5):
+    # Against the largest entry of a leaf: the difference of two parameters is rounded as they are.
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=rtol * float(np.abs(other).max()) + 1e-7)
+
+
+def update_of(prepared, index):
+    return jax.tree.map(lambda leaf: leaf[index], prepared.leaks.update)["params"]
+
+
+@pytest.mark.parametrize(
+    ("training", "orders"),
+    [
+        (Training(RATE), [[0, 1, 2, 3]]),
+        (Training(RATE, batch_size=2), [[0, 1], [2, 3]]),
+        (Training(RATE, batch_size=2, num_steps=3), [[0, 1], [2, 3], [0, 1]]),
+        (Training(RATE, batch_size=4, num_epochs=2), [[0, 1, 2, 3]] * 2),
+    ],
+)
+def test_what_leaks_is_local_sgd_step_by_step(training, orders, prepare):
+    prepared = prepare(training, images=8)
+    assert prepared.leaks.num_examples == 4
+    assert training.steps(4) == len(orders)
+    assert prepared.observe.returned
+    for index in range(2):
+        assert_close(update_of(prepared, index), by_hand(prepared, index, orders))
+        # The attacker's simulation of the true images, which nothing else has.
+        truth = jl.Batch(prepared.truths.x[index], prepared.truths.y[index])
+        assert_close(prepared.observe.public(prepared.params, truth)["params"], update_of(prepared, index))
+
+
+def test_without_training_one_gradient_leaks_as_before(prepare):
+    prepared = prepare()
+    truth = jl.Batch(prepared.truths.x[0], prepared.truths.y[0])
+    expected = jax.grad(jl.cross_entropy(prepared.model.apply))(prepared.params, truth)
+    assert_close(update_of(prepared, 0), expected["params"])
+    assert prepared.training is None
+    assert not prepared.observe.returned
+
+
+def test_shuffled_clients_differ_and_the_attacker_does_not_know_their_orders(prepare):
+    # An order may pair the images as they stand, so not every client need differ.
+    training = Training(RATE, batch_size=2, num_epochs=2, shuffle=True)
+    prepared = prepare(training, images=16)
+    ordered = prepare(Training(RATE, batch_size=2, num_epochs=2), images=16)
+    orders = [[0, 1], [2, 3]] * 2
+    differing = 0
+    for index in range(4):
+        expected = by_hand(prepared, index, orders)
+        assert_close(update_of(ordered, index), expected)
+        truth = jl.Batch(prepared.truths.x[index], prepared.truths.y[index])
+        assert_close(prepared.observe.public(prepared.params, truth)["params"], expected)
+        gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), update_of(prepared, index), expected)
+        differing += max(jax.tree.leaves(gap)) > 1e-4
+    assert differing >= 3
+
+
+def test_each_client_draws_an_order_of_its_own(prepare):
+    """One example a step and a large rate: the order of a client can be read from its update."""
+    training = Training(RATE, batch_size=1, shuffle=True)
+    prepared = prepare(training, images=12, batch_size=3)
+    found = []
+    for index in range(4):
+        orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+        gaps = []
+        for order in orders:
+            expected = by_hand(prepared, index, [[i] for i in order])
+            pairs = zip(jax.tree.leaves(update_of(prepared, index)), jax.tree.leaves(expected), strict=True)
+            gaps.append(max(float(jnp.abs(a - b).max()) for a, b in pairs))
+        assert sorted(gaps)[0] < 0.1 * sorted(gaps)[1]
+        found.append(int(np.argmin(gaps)))
+    assert len(set(found)) > 1
+
+
+def test_approximations_are_one_gradient_times_steps_and_rate(prepare):
+    training = Training(RATE, batch_size=1)
+    for assumed in ("one_batch", "averaged"):
+        prepared = prepare(training, assumed=assumed)
+        truth = jl.Batch(prepared.truths.x[0], prepared.truths.y[0])
+        gradient = jax.grad(jl.cross_entropy(prepared.model.apply))(prepared.params, truth)
+        expected = jax.tree.map(lambda leaf: 4 * RATE * leaf, gradient["params"])
+        assert_close(prepared.observe.public(prepared.params, truth)["params"], expected)
+        assert_close(update_of(prepared, 0), by_hand(prepared, 0, [[0], [1], [2], [3]]))
+        assert prepared.observe.sized
+        assert not prepare(training, assumed=assumed, learning_rate_known=False).observe.sized
+
+
+def test_a_defense_changes_the_update_and_not_what_the_attacker_simulates(prepare):
+    training, settings = Training(RATE, batch_size=2), {"max_norm": 1e-3}
+    defended = prepare(training, defense="clip", defense_settings=settings)
+    plain = update_of(prepare(training), 0)
+    norm = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(plain))))
+    assert norm > 1e-2
+    assert_close(update_of(defended, 0), jax.tree.map(lambda leaf: leaf * 1e-3 / norm, plain), rtol=1e-3)
+    truth = jl.Batch(defended.truths.x[0], defended.truths.y[0])
+    assert_close(defended.observe.public(defended.params, truth)["params"], plain)
+
+
+def test_parameters_in_the_place_of_the_initial_ones(prepare):
+    first = prepare(Training(RATE, batch_size=2))
+    later = {"params": jax.tree.map(jnp.subtract, first.params["params"], update_of(first, 0))}
+    second = prepare(Training(RATE, batch_size=2), params=later)
+    assert second.params is later
+    both = by_hand(first, 0, [[0, 1], [2, 3]] * 2)
+    assert_close(jax.tree.map(jnp.add, update_of(first, 0), update_of(second, 0)), both, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"assumed": "onebatch"}, "^unknown assumption 'onebatch': known are one_batch, "),
+        ({"assumed": "one_batch"}, "^assumed=one_batch: the client sends one gradient: expected local training$"),
+        ({"learning_rate_known": False}, "^learning_rate_known=False: the client sends one gradient: expected "),
+        ({"training": Training(RATE), "learning_rate_known": False}, "^learning_rate=None: simulated local steps need"),
+        ({"training": Training(RATE, batch_size=3)}, "^local training: batch_size=3: does not divide 4 examples"),
+        (
+            {"training": Training(RATE, batch_size=1, num_steps=3), "assumed": "averaged"},
+            "^local training: num_steps=3: with batch_size=1 they use 3 of 4 examples: expected >= 4$",
+        ),
+        (
+            {"params": {"params": {}}},
+            r"^params: \['params'\]\['dense1'\]\['bias'\] is missing: .*, as model=mlp has it$",
+        ),
+    ],
+)
+def test_refused_by_name(settings, message, prepare):
+    with pytest.raises(ValueError, match=message):
+        prepare(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "^local training: learning_rate=0.0: expected > 0$"),
+        ({"learning_rate": RATE, "batch_size": 0}, "^local training: batch_size=0: expected >= 1$"),
+        ({"learning_rate": RATE, "num_epochs": 1.5}, "^local training: num_epochs=1.5: expected an integer >= 1$"),
+        (
+            {"learning_rate": RATE, "num_steps": 2, "num_epochs": 1},
+            "^local training: num_steps=2, num_epochs=1: expected one of the two$",
+        ),
+    ],
+)
+def test_training_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Training(**settings)
+
+
+def test_every_assumption_is_said_in_words():
+    assert list(client.ASSUMED) == ["simulation", "one_batch", "averaged"]
+    for words, make in client.ASSUMED.values():
+        assert len(words.split()) > 5
+        assert callable(make)
