@@ -21,7 +21,7 @@ TABLE = (("inverting_gradients", {"variant": "unsigned"}, "simulation"), ("agic"
 # scale: model, images, steps, local steps
 SCALES = {
     "seconds": ("lenet", 8, 2, (2,)),
-    "minutes": ("resnet20", 16, 250, (1, 2, 4, 8)),
+    "minutes": ("resnet20", 8, 250, (1, 2, 4, 8)),
     "paper": ("resnet20-4", 800, 10_000, (1, 2, 4, 8)),
 }
 

@@ -20,7 +20,7 @@ from jaxleak.experiments import data, scenario, study
 # scale: model, images, steps, betas
 SCALES = {
     "seconds": ("lenet", 1, 2, (2.0,)),
-    "minutes": ("resnet20", 8, 500, (1.0, 2.0, 10.0, 50.0)),
+    "minutes": ("resnet20", 8, 200, (1.0, 2.0, 10.0, 50.0)),
     "paper": ("resnet20-4", 100, 10_000, (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)),
 }
 WEIGHTS = "cifar10_resnet20.safetensors"

@@ -27,7 +27,7 @@ PAPER = {
 # scale: model, data sets, images, steps
 SCALES = {
     "seconds": ("lenet", ("photos",), 4, 2),
-    "minutes": ("resnet20", ("cifar10",), 16, 300),
+    "minutes": ("resnet20", ("cifar10",), 16, 200),
     "paper": ("resnet20-4", ("cifar10", "cifar100_pool"), 400, 10_000),
 }
 

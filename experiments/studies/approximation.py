@@ -3,8 +3,8 @@
 No paper has this plot. AGIC says that one batch "should not be used" at a rate of 1e-2 (papers/agic §IV-A) and shows
 1e-4; IGIMS averages without a word on the rate. Here clients train on 4 images each: all in one step, 2 in each of two,
 one in each of four, and for more steps in further epochs, in the same order, which the simulation knows. Inverting
-gradients attacks each update by simulation, as one batch, and averaged; a cosine cannot tell the last two apart, so that
-their curves shall coincide. Rates are lanes of one program.
+gradients attacks each update by simulation, as one batch, and averaged; a cosine cannot tell the last two apart, so
+that their curves shall coincide. Rates are lanes of one program.
 Command: python -m jaxleak.experiments.studies.approximation --data-dir FOLDER
 Time: see `seconds` in the rows; the scale minutes fits two cores.
 Expect: the approximations as good as simulation at low rates, and worse at high ones, sooner with more steps.

@@ -21,7 +21,7 @@ RATE = 1e-3
 # scale: model, images of a client, images, steps, local steps
 SCALES = {
     "seconds": ("lenet", 2, 2, 2, (2,)),
-    "minutes": ("resnet20", 8, 16, 250, (1, 4, 8)),
+    "minutes": ("resnet20", 8, 8, 250, (1, 4, 8)),
     "paper": ("resnet18", 8, 800, 8000, (1, 2, 4, 6, 8)),
 }
 
