@@ -76,7 +76,10 @@ def _averaged(loss_fn: Callable, training: Training, num_examples: int, rate: fl
 ASSUMED: Mapping[str, tuple[str, Callable[..., jl.observe.Observe]]] = {
     "simulation": ("the client's own steps, one by one, in the order of the candidates", _simulation),
     "one_batch": ("one gradient of all images at the first parameters, times steps and rate (AGIC)", _one_batch),
-    "averaged": ("the average of the update over steps and rate, taken for that gradient (IGIMS)", _averaged),
+    "averaged": (
+        "the average of the update over steps and rate as that gradient (IGIMS); comes to the same",
+        _averaged,
+    ),
 }
 
 

@@ -4,7 +4,7 @@ A leak is `update = observe(params, batch)`; an attack inverts `observe`. Images
 public boundary.
 """
 
-from jaxleak import attacks, defenses, distances, generators, labels, layers, memory, metrics, observe, priors
+from jaxleak import attacks, defenses, distances, epochs, generators, labels, layers, memory, metrics, observe, priors
 from jaxleak.base import Attack, Batch, Leak, Result, Status, Trace
 from jaxleak.losses import cross_entropy
 from jaxleak.results import best_lane, best_of
@@ -26,6 +26,7 @@ __all__ = [
     "cross_entropy",
     "defenses",
     "distances",
+    "epochs",
     "generators",
     "labels",
     "layers",

@@ -50,8 +50,8 @@ def match(first: Batch, second: Batch, *, pooling: int = 2, labels: bool = True,
       first: reconstructions of the first epoch, x [updates, n, height, width, channels] and the labels inferred for
         them, y [updates, n] or [updates, n, num_classes]; y may be None with `labels=False`.
       second: those of the second, in any number of updates of any size.
-      pooling: the side of the squares of pixels that are averaged before images are compared; 1 for none. The paper
-        does not say how large its own are.
+      pooling: the side of the squares of pixels that are averaged before images are compared; 1 for none. 2 in
+        papers/agic §V.
       labels: compare only images of two updates whose lists of inferred labels share a label.
       assignment: "greedy", from the most similar pair on, one to one; or "optimal", as many pairs as there can be at
         the smallest sum of their costs.

@@ -45,7 +45,7 @@ POOLING = 2
 # scale: [(model, batch size, images, steps)]
 SCALES = {
     "seconds": [("lenet", 1, 4, 2), ("lenet", 4, 8, 2)],
-    "minutes": [("lenet", 1, 200, 2000), ("lenet", 4, 200, 2000), ("resnet20", 1, 100, 100)],
+    "minutes": [("lenet", 1, 200, 500), ("lenet", 4, 200, 500), ("resnet20", 1, 40, 200)],
     "paper": [("resnet20-4", 1, 1000, 2000), ("resnet20-4", 4, 1000, 2000)],
 }
 

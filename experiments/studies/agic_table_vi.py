@@ -27,7 +27,7 @@ WEIGHTS = (1.0, 0.1)
 # scale: [(model, images, steps to match by, steps)]
 SCALES = {
     "seconds": [("lenet", 4, 2, 2)],
-    "minutes": [("lenet", 64, 2000, 2000), ("resnet20", 16, 300, 300)],
+    "minutes": [("lenet", 32, 2000, 2000), ("resnet20", 16, 300, 300)],
     "paper": [("resnet20-4", 200, 2000, 10_000)],
 }
 

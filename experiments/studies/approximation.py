@@ -31,7 +31,7 @@ ASSUMED = ("simulation", "one_batch", "averaged")
 # scale: model, clients, steps of the attack, local steps
 SCALES = {
     "seconds": ("lenet", 1, 2, (2,)),
-    "minutes": ("lenet", 4, 1000, (1, 2, 4, 8, 16, 32)),
+    "minutes": ("lenet", 4, 500, (1, 2, 4, 8, 16, 32)),
     "paper": ("lenet", 25, 4000, (1, 2, 4, 8, 16, 32)),
 }
 
@@ -39,7 +39,7 @@ SCALES = {
 def main(options: study.Options) -> list[dict]:
     """Runs the study."""
     model, clients, num_steps, all_local_steps = SCALES[options.scale]
-    dataset = data.load("photos" if options.scale == "seconds" else "cifar10", options.data_dir)
+    dataset = data.load("photos" if options.scale == "seconds" else "mnist", options.data_dir)
     cells = []
     for local_steps in all_local_steps:
         prepared = [
@@ -62,7 +62,7 @@ def _cell(prepared: list[scenario.Scenario], model: str, local_steps: int, assum
     """All rates, as lanes."""
     first = prepared[0]
     loss_fn = first.observe.loss_fn
-    # The weight that is best on LeNet among those of the study of total variation.
+    # The best on LeNet among the weights of the study of total variation, which is of CIFAR-10.
     attack_settings = {"labels": jl.labels.known, "total_variation": 1e-2}
 
     def attack(rate: jax.Array) -> jl.Attack:

@@ -8,9 +8,11 @@ Time: see `seconds` in the rows; the scale minutes fits two cores.
 Expect: counts far above ZLR on untrained models, and less of that on trained ones.
 
 Accuracy is the size of the intersection of the two multisets of labels over that of the batch. A trial is a batch, and
-where the model is not trained, a model. `confidence` is the mean over all labels. Where a data set has fewer images of
+where the model is not trained, a model. `largest_change` is the largest entry of its update: far above one, local
+training has diverged. `confidence` is the mean over all labels. Where a data set has fewer images of
 a class than the batch asks for, images repeat: `distinct_images` counts them. The method "even" looks at no update: it
-deals the labels evenly over the classes, and says what a method has to beat.
+deals the labels evenly over the classes, and says what a method has to beat. "alr_even" is ALR with even class
+probabilities in the place of those of random images.
 """
 
 import dataclasses
@@ -29,9 +31,10 @@ import tyro
 import jaxleak as jl
 from jaxleak import models
 from jaxleak.experiments import data, folder, study
+from jaxleak.labels import recovered
 from jaxleak.labels.classifier import classifier
 
-METHODS = ("zlr", "alr", "geng", "ilrg", "even")
+METHODS = ("zlr", "alr", "geng", "ilrg", "alr_even", "even")
 PAPER = {
     ("cifar100_pool", "alr"): {16: 1.0, 32: 1.0, 64: 0.984, 128: 0.977, 256: 0.926},
     ("cifar100_pool", "zlr"): {16: 0.375, 32: 0.313, 64: 0.266, 128: 0.242, 256: 0.254},
@@ -153,6 +156,16 @@ def gradient_of_classifier(observe: jl.observe.Observe, num_classes: int) -> Cal
     return gradient
 
 
+def alr_even(
+    observe: jl.observe.Observe, leak: jl.Leak, *, shape: tuple[int, ...], num_classes: int
+) -> jl.labels.Recovered:
+    """What ALR recovers if it takes every class for equally likely, and asks the model nothing."""
+    found = classifier(alr_even, observe, leak, shape, num_classes)
+    bias = found.bias(found.gradient())
+    assert bias is not None
+    return recovered.of_counts(shape[0] * (1 / num_classes - bias), shape[0])
+
+
 def rows_of(part: Part, options: Options) -> Iterator[dict[str, Any]]:
     """The rows of a part, a row for each model, observation, batch size and method."""
     dataset = data.load(part.dataset, options.data_dir)
@@ -214,12 +227,14 @@ def _cell(
         elif method == "even":
             found = [(np.arange(num_examples) % dataset.num_classes, None)] * len(leaks)
         else:
-            recover = jax.jit(functools.partial(jl.labels.recover, method, observe, **about))
+            rule = alr_even if method == "alr_even" else functools.partial(jl.labels.recover, method)
+            recover = jax.jit(functools.partial(rule, observe, **about))
             found = [tuple(np.asarray(part) for part in recover(leak)[:2]) for leak in leaks]
         accuracies = [accuracy(own, truth, dataset.num_classes) for (own, _), truth in zip(found, truths, strict=True)]
         confidences = [float(np.mean(sure)) for _, sure in found if sure is not None]
         yield {
             "batch_size": num_examples,
+            "largest_change": [float(f"{_largest(leak.update):.3g}") for leak in leaks],
             "distinct_images": [len(np.unique(indices)) for indices in picked],
             "method": method,
             "accuracy": round(float(np.mean(accuracies)), 3),
@@ -228,6 +243,10 @@ def _cell(
             "paper": PAPER.get((dataset.name, method), {}).get(num_examples),
             "seconds": round(time.perf_counter() - started, 1),
         }
+
+
+def _largest(update: Any) -> float:
+    return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(update))
 
 
 def summary(row: dict[str, Any]) -> str:

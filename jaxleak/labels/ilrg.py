@@ -15,7 +15,8 @@ def ilrg(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classes: i
 
     Row j of P is the class probabilities of examples of class j: the softmax of the classifier at their features,
     which are dL/dW_j over dL/db_j. Exact where examples of one class have the same features and no other class has a
-    probability of it; else the better, the less that differs. No random images are needed. Of a FedAvg update, the
+    probability of it; else the better, the less that differs. No random images are needed. In dL/db of a trained model
+    errors cancel, and features that are the ratio of two small numbers are noise. Of a FedAvg update, the
     classifier is that half-way between the received and the returned parameters.
 
     Source: Ma et al. 2023, "Instance-wise Batch Label Restoration via Gradients in Federated Learning".

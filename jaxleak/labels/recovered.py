@@ -36,7 +36,7 @@ def of_counts(counts: jax.Array, num_examples: int) -> Recovered:
     with the largest support. Of all nonnegative integer vectors with that sum, theirs is the nearest to the estimate in
     L2. Confidence is the support clipped to [0, 1]: the share of that instance that the estimate holds. Estimates of
     most methods sum to n, so where some are negative the others are too large by as much: confidence is then multiplied
-    by n over the sum of the positive ones.
+    by n over the sum of the positive ones. Where a count is not finite, it is 0, and that count is taken for 0.
 
     Args:
       counts: the estimate [num_classes]; it may be negative, and sum to anything.
@@ -45,7 +45,10 @@ def of_counts(counts: jax.Array, num_examples: int) -> Recovered:
     Returns:
       The labels in order of support, the largest first.
     """
-    support = counts[:, None] - jnp.arange(num_examples, dtype=counts.dtype)
-    excess = jnp.maximum(1, jnp.sum(jnp.maximum(counts, 0)) / num_examples)
+    finite = jnp.isfinite(counts)
+    usable = jnp.where(finite, counts, 0)
+    support = usable[:, None] - jnp.arange(num_examples, dtype=counts.dtype)
+    excess = jnp.maximum(1, jnp.sum(jnp.maximum(usable, 0)) / num_examples)
     chosen, instances = jax.lax.top_k(support.reshape(-1), num_examples)
-    return Recovered((instances // num_examples).astype(jnp.int32), jnp.clip(chosen, 0, 1) / excess, counts)
+    confidence = jnp.where(jnp.all(finite), jnp.clip(chosen, 0, 1) / excess, 0)
+    return Recovered((instances // num_examples).astype(jnp.int32), confidence, counts)

@@ -26,7 +26,7 @@ def local_sgd(
     optimizer: optax.GradientTransformation | None = None,
     shuffle: jax.Array | None = None,
     shuffle_known: bool = False,
-    rematerialise: bool = False,
+    rematerialise: bool = True,
     **form: Any,
 ) -> Observe:
     """What a FedAvg client sends: `params - new_params` after several local steps. Attacks on it simulate them.
@@ -45,8 +45,8 @@ def local_sgd(
       shuffle: a key, for an order that is drawn anew in each epoch; as they are by default.
       shuffle_known: whether the attacker knows that key. One who does not simulates the epochs in the order of its own
         candidates, which is only then without loss when there is one epoch.
-      rematerialise: compute the steps anew for their derivative, in the place of keeping their activations: memory of
-        one step and not of `num_steps`, for about half as much time again.
+      rematerialise: compute the activations of a step anew for its derivative, in the place of keeping those of all
+        steps. What that costs or saves in time depends on the model (`benchmarks/results/README.md`).
       **form: `fast_convolutions` and `precision`, as `gradient` has them.
 
     Returns:

@@ -17,8 +17,9 @@ ATTACKS = jl.attacks.NAMES
 each_attack = pytest.mark.parametrize("name", ATTACKS)
 # Those by L-BFGS, without a line search.
 BY_LBFGS = {"dlg", "idlg", "geng"}
-# iDLG is DLG with another source of labels: where the program takes long to compile, DLG stands for both.
-SAME_PROGRAM = {"idlg"}
+# iDLG is DLG with another source of labels, and Geng et al.'s attack with priors as well: where the program takes long
+# to compile, DLG stands for them. In test_observations.py it is Geng et al.'s that does.
+SAME_PROGRAM = {"idlg", "geng"}
 each_program = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SAME_PROGRAM else name for name in ATTACKS]
 )

@@ -20,7 +20,7 @@ def alone(**settings):
 
 
 def objective(x, *, clip, scale, total_variation):
-    """The priors as the authors' program writes them: sums over the batch, one minimum and one maximum for all of it."""
+    """The priors as the authors' program writes them: sums over the batch, one minimum and maximum for all of it."""
     x = x.reshape(SHAPE)
     stretched = (x - x.min()) / (x.max() - x.min())
     value = clip * np.sum((x - np.clip(x, 0, 1)) ** 2) + scale * np.sum((stretched - x) ** 2)

@@ -7,7 +7,7 @@ import pytest
 
 RESULTS = pathlib.Path(__file__).parent.parent.parent / "benchmarks" / "results"
 LINES = [
-    [word.strip() for word in line.strip("| ").split(" | ")]
+    [word.strip() for word in line.strip().removeprefix("|").removesuffix("|").split("|")]
     for line in (RESULTS / "README.md").read_text().splitlines()
     if line.startswith("| ")
 ]
@@ -55,7 +55,29 @@ def test_every_depth_is_on_the_page(row):
     assert [str(row["depth"]), *figures] in LINES
 
 
+FEDAVG = rows("fedavg.jsonl", "fedavg")
+
+
+@pytest.mark.parametrize("case", sorted({(row["model"], row["steps"], row["lanes"]) for row in FEDAVG}))
+def test_every_number_of_local_steps_is_on_the_page(case):
+    (words,) = [words for words in LINES if words[:3] == [str(part) for part in case] and len(words) == 14]
+    sides = {row["side"]: row for row in FEDAVG if (row["model"], row["steps"], row["lanes"]) == case}
+    for place, side in enumerate(("one_batch", "simulation", "kept", "pytorch_simulation", "pytorch_one_batch"), 3):
+        row = sides.get(side)
+        assert words[place] == ("" if row is None else f"{row['ms_a_lane_step']['median']:.4g}")
+        if place < 6:
+            ratio = None if row is None else row["times_as_fast_as_pytorch_simulation"]["median"]
+            assert words[place + 5] == ("" if ratio is None else f"{ratio:.2f}")
+    assert words[11] == f"{sides['one_batch']['ratio_to_fewest_steps']['median']:.2f}"
+    ours = [row for row in sides.values() if "compile_seconds" in row]
+    assert words[12] == ", ".join(f"{row['compile_seconds']:.1f}" for row in ours)
+    assert words[13] == ", ".join(f"{row['bytes_a_lane'] / 1e6:.2f}" for row in ours)
+    for row in sides.values():
+        assert {"commit", "date", "device", "versions", "load_average"} <= set(row)
+
+
 def test_no_line_of_the_tables_is_without_a_row():
     tables = [(f"{name}.jsonl", name) for name in ("convolutions", "profile", "depth")] + [("steps.jsonl", "step")]
-    headings = len(tables)
-    assert len(LINES) - headings == sum(len(rows(*table)) for table in tables)
+    headings = len(tables) + 1
+    local_steps = {(row["model"], row["steps"], row["lanes"]) for row in FEDAVG}
+    assert len(LINES) - headings == sum(len(rows(*table)) for table in tables) + len(local_steps)

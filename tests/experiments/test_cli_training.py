@@ -152,7 +152,7 @@ REFUSED = {
     ),
     "classes": (
         ["--images", "12", "--batch-size", "12", "--local-steps", "1", "--labels", "zlr"],
-        "labels=zlr: 12 examples of 10 classes",
+        "labels=zlr: 12 examples of 10 classes: expected no class twice; labels=alr counts them",
     ),
     "idlg of a batch": (["--local-steps", "2", "--labels", "idlg"], "labels=idlg: one example"),
 }

@@ -81,6 +81,11 @@ def test_labels_come_by_support_and_confidence_is_its_share():
     assert recovered.of_counts(jnp.array([5.0, -2.0, 1.0]), 4).confidence.tolist() == pytest.approx([4 / 6] * 4)
 
 
+def test_counts_that_are_not_finite_give_labels_without_confidence():
+    found = recovered.of_counts(jnp.array([jnp.nan, 3.0, jnp.inf]), 2)
+    assert (found.labels.tolist(), found.confidence.tolist()) == ([1, 1], [0, 0])
+
+
 @pytest.mark.parametrize("labels", [[2], [0, 1, 2, 3], [3, 3, 3, 3, 1, 1, 0, 3]])
 @each_method
 def test_counts_are_exact_where_probabilities_and_features_are_alike(method, labels):
