@@ -2,10 +2,10 @@
 
 A client trains on its images in 1, 2, 4, ... local steps. What is timed is the step of `inverting_gradients` on its
 update, in the program of a run: value and gradient in the latent images, sign, Adam, box. The sides are the update
-approximated by one gradient (`observe.one_batch`), simulated (`observe.local_sgd`), simulated with the
-activations of all steps kept for their derivative (`rematerialise=False`), and both of the first in PyTorch, where the simulation is unrolled as
-papers' code has it. All sides of a model take turns, whatever their number of steps. PyTorch takes lanes one by one.
-What is one program for all numbers of steps is compiled once, and timed once for each of them.
+approximated by one gradient (`observe.one_batch`), simulated (`observe.local_sgd`), simulated with the activations of
+all steps kept for their derivative (`rematerialise=False`), and both of the first in PyTorch, where the simulation is
+unrolled as papers' code has it. All sides of a model take turns, whatever their number of steps. PyTorch takes lanes
+one by one. What is one program for all numbers of steps is compiled once, and timed once for each of them.
 
 Command: python -m jaxleak.benchmarks.fedavg --devices 2 --out benchmarks/results/fedavg.jsonl
 """

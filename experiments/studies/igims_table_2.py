@@ -5,14 +5,14 @@ untrained ResNet-18. Accuracy of ALR and ZLR on CIFAR-100 at 16 ... 256: 1.0, 1.
 .266, .242, .254; on ImageNet at 4 ... 64: 1.0 and .75, .5, .375, .313, .281. It is silent on trained models.
 Command: python -m jaxleak.experiments.studies.igims_table_2 --data-dir FOLDER --weights-dir FOLDER
 Time: see `seconds` in the rows; the scale minutes fits two cores.
-Expect: counts far above ZLR on untrained models, and less of that on trained ones.
+Expect: counts far above ZLR on untrained models; on trained ones little that even labels do not have.
 
 Accuracy is the size of the intersection of the two multisets of labels over that of the batch. A trial is a batch, and
-where the model is not trained, a model. `largest_change` is the largest entry of its update: far above one, local
-training has diverged. `confidence` is the mean over all labels. Where a data set has fewer images of
-a class than the batch asks for, images repeat: `distinct_images` counts them. The method "even" looks at no update: it
-deals the labels evenly over the classes, and says what a method has to beat. "alr_even" is ALR with even class
-probabilities in the place of those of random images.
+where the model is not trained, a model. `largest_change` is the largest entry of its update: far above one, or none
+where it is not finite, local training has diverged. `confidence` is the mean over all labels. Where a data set has
+fewer images of a class than the batch asks for, images repeat: `distinct_images` counts them. The method "even" looks
+at no update: it deals the labels evenly over the classes, and says what a method has to beat. "alr_even" is ALR with
+even class probabilities in the place of those of random images.
 """
 
 import dataclasses
@@ -234,7 +234,7 @@ def _cell(
         confidences = [float(np.mean(sure)) for _, sure in found if sure is not None]
         yield {
             "batch_size": num_examples,
-            "largest_change": [float(f"{_largest(leak.update):.3g}") for leak in leaks],
+            "largest_change": [_largest_entry(leak.update) for leak in leaks],
             "distinct_images": [len(np.unique(indices)) for indices in picked],
             "method": method,
             "accuracy": round(float(np.mean(accuracies)), 3),
@@ -245,8 +245,9 @@ def _cell(
         }
 
 
-def _largest(update: Any) -> float:
-    return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(update))
+def _largest_entry(update: Any) -> float | None:
+    largest = float(np.max([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(update)]))
+    return float(f"{largest:.3g}") if np.isfinite(largest) else None
 
 
 def summary(row: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """Labels from an update. All are `labels(observe, leak, *, shape, num_classes) -> int [n]`.
 
-`recover` gives them with a confidence. Of several rounds, the first that holds every example once is read.
+`recover` gives them with a confidence. Methods that count (`alr`, `geng`, `ilrg`) are for models that are not trained:
+of a trained one, dL/db says little of labels that are predicted right, and none of them is reliably better than dealing
+the labels evenly over the classes (`experiments/studies/igims_table_2.py`). Of several rounds, the first that holds every example once is read.
 """
 
 from jaxleak.labels.alr import alr

@@ -55,6 +55,7 @@ def test_the_smallest_scale(tmp_path, capsys):
     for row in rows:
         assert len(row["accuracies"]) == (2 if row["model"] == "lenet" else 1)
         assert 0 <= row["accuracy"] <= 1
+        assert all(0 < change < 10 for change in row["largest_change"])
     # The share of distinct classes is the most that ZLR can find.
     assert [row["accuracy"] for row in rows if row["method"] == "zlr" and row["batch_size"] == 16] == [6 / 16]
     assert capsys.readouterr().out.count("accuracy") == len(rows)
@@ -63,6 +64,12 @@ def test_the_smallest_scale(tmp_path, capsys):
     assert [row["part"] for row in again] == [row["part"] for row in rows]
     assert len((tmp_path / "igims_table_2-seconds.jsonl").read_text().splitlines()) == len(rows)
     assert json.loads((tmp_path / "igims_table_2-seconds.jsonl").read_text().splitlines()[0]) == rows[0]
+
+
+def test_an_update_that_is_not_finite_has_no_largest_entry():
+    assert study._largest_entry({"a": jnp.array([1.0, -2.5]), "b": jnp.zeros(1)}) == 2.5
+    assert study._largest_entry({"a": jnp.array([1.0, jnp.nan]), "b": jnp.zeros(1)}) is None
+    assert study._largest_entry({"a": jnp.zeros(1), "b": jnp.array([jnp.inf])}) is None
 
 
 def test_what_is_refused(tmp_path):
