@@ -75,7 +75,7 @@ _FEDAVG = {"trained": (True, False), "learning_rates": (1e-3, 1e-2)}
 # scale: {part: ...}
 SCALES = {
     "seconds": {
-        "gradients": Part("photos", ("lenet",), (8, 16), 2),
+        "gradients": Part("photos", ("lenet",), (16,), 2),
         "fedavg": Part("photos", ("mlp",), (8,), 1, learning_rates=(1e-2,)),
     },
     "minutes": {

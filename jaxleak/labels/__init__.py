@@ -2,7 +2,9 @@
 
 `recover` gives them with a confidence. Methods that count (`alr`, `geng`, `ilrg`) are for models that are not trained:
 of a trained one, dL/db says little of labels that are predicted right, and none of them is reliably better than dealing
-the labels evenly over the classes (`experiments/studies/igims_table_2.py`). Of several rounds, the first that holds every example once is read.
+the labels evenly over the classes (`experiments/studies/igims_table_2.py`).
+
+Of several rounds, the first that holds every example once is read.
 """
 
 from jaxleak.labels.alr import alr

@@ -51,7 +51,7 @@ def test_chunks_make_the_gradient_of_the_classifier():
 def test_the_smallest_scale(tmp_path, capsys):
     options = study.Options(scale="seconds", out=tmp_path)
     rows = study.main(options)
-    assert len(rows) == 3 * len(study.METHODS)
+    assert len(rows) == 2 * len(study.METHODS)
     for row in rows:
         assert len(row["accuracies"]) == (2 if row["model"] == "lenet" else 1)
         assert 0 <= row["accuracy"] <= 1
