@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -110,3 +111,11 @@ def x64():
     """Runs a test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def control_c():
+    """Python's own answer to Ctrl-C, which a background job starts without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

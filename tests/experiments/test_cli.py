@@ -224,14 +224,6 @@ def test_help_needs_neither_figures_nor_data_sets():
     assert ran.stdout.splitlines()[-1] == "0 set()"
 
 
-@pytest.fixture
-def control_c():
-    """Python's own answer to Ctrl-C, which a background job starts without."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("control_c")
 def test_control_c_keeps_what_was_reached(tmp_path, capsys, monkeypatch):
     wanted = threading.Event()

@@ -171,14 +171,6 @@ def test_refused_in_one_line_before_anything_is_attacked(case, tmp_path, capsys,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def control_c():
-    """Python's own answer to Ctrl-C, which a background job starts without."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("control_c")
 def test_an_unfinished_run_is_not_resumed_with_other_local_training(tmp_path, capsys, monkeypatch):
     def press_control_c(taken, loss):
