@@ -63,6 +63,14 @@ def test_the_readme_has_the_two_commands_and_ci_runs_the_second():
     assert f"\n{test_command}\n" in (ROOT / ".ci" / "run").read_text()
 
 
+def test_the_readme_names_every_study():
+    named = set(re.findall(r"`(\w+)`", re.search(r"with\nthe NAMEs (.*?)\. Their rows", README, re.DOTALL)[1]))
+    # "`agic_table_i` to `agic_table_vi`"
+    named |= {f"agic_table_{number}" for number in ("ii", "iii", "iv", "v")}
+    there = {path.stem for path in (ROOT / "experiments" / "studies").glob("*.py")} - {"__init__", "plots"}
+    assert named == there
+
+
 def test_the_pictures_of_the_readme_are_there():
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert pictures
