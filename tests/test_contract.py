@@ -41,6 +41,12 @@ defense = optax.chain(jl.defenses.clip(1.0), jl.defenses.gaussian_noise(1e-2, ke
 client  = optax.chain(defense, optax.sgd(0.1))
 observe = jl.observe.defended(jl.observe.gradient(loss_fn), defense)
 """,
+    5: """
+# 5. a FedAvg update: simulate it, or approximate it
+observe = jl.observe.local_sgd(loss_fn, learning_rate=1e-4, batch_size=1, num_steps=8)
+leak    = jl.Leak(params, observe(params, truth), num_examples=8)
+attack  = jl.attacks.agic(jl.observe.one_batch(loss_fn, learning_rate=1e-4), shape=truth.x.shape, num_classes=10, num_steps=1000)
+""",  # noqa: E501
 }
 
 
@@ -100,3 +106,17 @@ def test_a_defense(names):
     # The client steps along what it sends, by the learning rate.
     for change, update in zip(jax.tree.leaves(changes), jax.tree.leaves(sent), strict=True):
         np.testing.assert_allclose(change, -0.1 * update, rtol=1e-3, atol=1e-5)
+
+
+def test_a_fedavg_update(names):
+    x = jax.random.uniform(jax.random.key(6), (8, 8, 8, 3))
+    own = {**names, "truth": jl.Batch(x, jnp.arange(8))}
+    execute(PARTS[5], own)
+    # Eight images, one a step: what the parameters moved is about eight times the rate times their mean gradient.
+    gradient = jl.observe.gradient(own["loss_fn"])(own["params"], own["truth"])
+    for sent, one in zip(*map(jax.tree.leaves, (own["leak"].update, gradient)), strict=True):
+        np.testing.assert_allclose(sent, 8e-4 * one, atol=0.1 * float(jnp.max(jnp.abs(8e-4 * one))))
+    result = jl.run(own["attack"], own["leak"], jax.random.key(1))
+    # ZLR on images of noise.
+    assert len(set(result.batch.y.tolist()) & set(range(8))) >= 7
+    assert result.trace.loss[-1] < result.trace.loss[0]
