@@ -117,6 +117,5 @@ def test_a_fedavg_update(names):
     for sent, one in zip(*map(jax.tree.leaves, (own["leak"].update, gradient)), strict=True):
         np.testing.assert_allclose(sent, 8e-4 * one, atol=0.1 * float(jnp.max(jnp.abs(8e-4 * one))))
     result = jl.run(own["attack"], own["leak"], jax.random.key(1))
-    # ZLR on images of noise.
-    assert len(set(result.batch.y.tolist()) & set(range(8))) >= 7
+    assert len(set(result.batch.y.tolist())) == 8  # ZLR names no class twice
     assert result.trace.loss[-1] < result.trace.loss[0]
