@@ -19,9 +19,10 @@ def geng(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classes: i
 
     Source: Geng et al. 2021, "Towards General Deep Leakage in Federated Learning"; the line, Dimitrov et al. 2022.
 
-    Differs from the paper in: its text was not at hand. The formula and the rounding, one label at a time for the
-    largest count that is left, are those of two reimplementations (AI Sweden's LeakPro among them), which estimate by
-    normal noise.
+    Differs from the paper in: its text was not at hand. The formula is that of the authors' program
+    (github.com/jiahuigeng/GeneralDeepLeakage, main.py), which asks one batch of n images of uniform noise, rounds each
+    count for itself, and then adds or removes labels where rounding was the least sure. The rounding, one label at a
+    time for the largest count that is left, is that of two reimplementations (AI Sweden's LeakPro among them).
 
     Raises:
       ValueError: the size of a gradient is not known, or no classifier to be found in the loss.
