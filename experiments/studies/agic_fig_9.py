@@ -49,7 +49,7 @@ def main(options: Options) -> list[dict]:
             model="resnet20",
             dataset=dataset,
             images=images,
-            model_settings={"mean": trained.model.mean, "stddev": trained.model.stddev},
+            model_settings={name: getattr(trained.model, name) for name in ("shortcut", "mean", "stddev")},
             params=trained.params,
         )
         networks.append((prepared, "resnet20, trained", 1e-2, (True,)))

@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import pathlib
 import pkgutil
 
 import pytest
 
 from jaxleak.experiments import studies, study
+from jaxleak.experiments.studies import agic_fig_9
 
+WEIGHTS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "weights"
 NAMES = [module.name for module in pkgutil.iter_modules(studies.__path__) if module.name != "plots"]
 # Those of the AGIC and IGIMS papers on FedAvg; what the others print is tested beside them.
 FEDAVG = ("agic_table_i", "agic_table_ii", "agic_table_iii", "agic_fig_8", "agic_fig_9", "igims_fig_7", "approximation")
@@ -38,3 +41,11 @@ def test_a_study_runs(name, tmp_path, capsys):
             assert row["paper"]["psnr"]
     if name == "approximation":
         assert (tmp_path / "approximation-seconds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason=f"no folder {WEIGHTS}")
+def test_the_steepness_of_weights_is_measured_on_a_trained_network_too(tmp_path):
+    options = agic_fig_9.Options(scale="seconds", out=tmp_path, weights_dir=WEIGHTS)
+    rows = agic_fig_9.main(options)
+    assert {row["model"] for row in rows} == {"lenet", "resnet20, trained"}
