@@ -31,7 +31,7 @@ def local_sgd(
 ) -> Observe:
     """What a FedAvg client sends: `params - new_params` after several local steps. Attacks on it simulate them.
 
-    The steps are a scan: compiling takes as long for 32 of them as for 2. Simulated steps are differentiated through,
+    The steps are a scan: the program is as long for 32 of them as for 2. Simulated steps are differentiated through,
     in the images and from each step to those before.
 
     Args:
