@@ -4,7 +4,21 @@ A leak is `update = observe(params, batch)`; an attack inverts `observe`. Images
 public boundary.
 """
 
-from jaxleak import attacks, defenses, distances, epochs, generators, labels, layers, memory, metrics, observe, priors
+from jaxleak import (
+    adaptive,
+    attacks,
+    defenses,
+    distances,
+    epochs,
+    fl,
+    generators,
+    labels,
+    layers,
+    memory,
+    metrics,
+    observe,
+    priors,
+)
 from jaxleak.base import Attack, Batch, Leak, Result, Status, Trace
 from jaxleak.losses import cross_entropy
 from jaxleak.results import best_lane, best_of
@@ -20,6 +34,7 @@ __all__ = [
     "Result",
     "Status",
     "Trace",
+    "adaptive",
     "attacks",
     "best_lane",
     "best_of",
@@ -27,6 +42,7 @@ __all__ = [
     "defenses",
     "distances",
     "epochs",
+    "fl",
     "generators",
     "labels",
     "layers",

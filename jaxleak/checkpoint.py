@@ -89,10 +89,10 @@ def fingerprint(inputs: Inputs) -> dict[str, str]:
         "shape": str(attack.shape),
         "num_classes": str(attack.num_classes),
         "lanes": str(inputs.axes),
-        "key": _digest((setup.impls[0], inputs.keys)),
-        **{f"leak.{name}": _digest(tree) for name, tree in leak.items()},
+        "key": digest((setup.impls[0], inputs.keys)),
+        **{f"leak.{name}": digest(tree) for name, tree in leak.items()},
         "leak.num_examples": str(inputs.shared.num_examples),
-        "settings": _digest(inputs.settings),
+        "settings": digest(inputs.settings),
         "jaxleak": importlib.metadata.version("jaxleak"),
         "jax": jax.__version__,
         "platform": setup.devices[0].platform,
@@ -100,8 +100,8 @@ def fingerprint(inputs: Inputs) -> dict[str, str]:
     }
 
 
-def _digest(tree: PyTree) -> str:
-    """Equal for trees of equal paths, shapes, dtypes and values only."""
+def digest(tree: PyTree) -> str:
+    """A text that is equal for trees of equal paths, shapes, dtypes and values only."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not isinstance(leaf, np.ndarray | jax.Array):
@@ -153,10 +153,10 @@ def read(path: str | os.PathLike, parts: Mapping[str, str]) -> Arrays | None:
             found = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
-        raise ValueError(f"checkpoint={str(path)!r}: expected a whole file that jaxleak.run wrote: {error}") from error
+        raise ValueError(f"checkpoint={str(path)!r}: expected a whole file that jaxleak wrote: {error}") from error
     if found.get("format") != _FORMAT:
         raise ValueError(
-            f"checkpoint={str(path)!r}: of format {found.get('format')!r}: expected {_FORMAT!r}, as jaxleak.run writes"
+            f"checkpoint={str(path)!r}: of format {found.get('format')!r}: expected {_FORMAT!r}, as jaxleak writes"
         )
     for name, value in parts.items():
         if found.get(name) != value:

@@ -24,7 +24,7 @@ FLOORS = (
     {"observe", "exchange"},
     {"labels", "checkpoint", "slots", "epochs"},
     {"attacks.matching", "defenses"},
-    {"attacks"},
+    {"attacks", "adaptive"},
     {"solve"},
     {"fl"},
     {"sweep", "report"},

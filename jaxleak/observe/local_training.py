@@ -78,21 +78,23 @@ def training(
 
     Args:
       gradient_fn: `gradient_fn(params, batch) -> update`, of one mini-batch.
-      optimizer: of the client.
+      optimizer: of the client. Its parts that take extra arguments see the mini-batch as `batch`, and the parameters
+        with the model's statistics as `variables`.
       rematerialise: compute each step anew for its derivative.
 
     Returns:
       `train(params, batch, order) -> (new_params, moved)`: the trainable parameters after the steps of `order`, ids
       [steps, batch_size], and minus the sum of the steps, which is the way that they went without its rounding.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train(params: PyTree, batch: Batch, order: Any) -> tuple[PyTree, PyTree]:
         start, statistics = variables.split(params)
 
         def step(carry: tuple[PyTree, PyTree, PyTree], part: Batch) -> tuple[tuple[PyTree, PyTree, PyTree], None]:
             trainable, state, moved = carry
-            update = gradient_fn(variables.merge(trainable, statistics), part)
-            updates, state = optimizer.update(update, state, trainable)
+            full = variables.merge(trainable, statistics)
+            updates, state = optimizer.update(gradient_fn(full, part), state, trainable, batch=part, variables=full)
             # Of one type, step after step, whatever the optimizer makes of it.
             updates = jax.tree.map(lambda u, w: jnp.asarray(u, jnp.result_type(w)), updates, trainable)
             trainable = jax.tree.map(jnp.add, trainable, updates)

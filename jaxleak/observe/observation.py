@@ -37,6 +37,8 @@ class Observe:
         unknown: then only a distance that does not see sizes can match them.
       returned: whether the client returns its parameters, so that `params - update` are those after its training.
       rounds: the observations of several rounds, if that is what it is (`jaxleak.observe.rounds`).
+      adapt: from a distance to the one that an attacker minimises who knows of a defense, or None
+        (`jaxleak.observe.adapted`).
     """
 
     function: Callable[[PyTree, Batch], PyTree]
@@ -46,6 +48,7 @@ class Observe:
     sized: bool = True
     returned: bool = False
     rounds: tuple["Round", ...] = ()
+    adapt: Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]] | None = None
 
     def __call__(self, params: PyTree, batch: Batch) -> PyTree:
         """The update that a client with this batch sends."""
@@ -82,6 +85,8 @@ class Observe:
             return jnp.sum(jnp.stack(found))
         if self.scale is not None:
             update, target = (self.as_gradient(tree, num_examples) for tree in (update, target))
+        if self.adapt is not None:
+            distance = self.adapt(distance)
         return distance(update, target, weights)
 
     def as_gradient(self, update: PyTree, num_examples: int) -> PyTree:

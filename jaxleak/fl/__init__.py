@@ -1,0 +1,27 @@
+"""Federated learning: who holds which examples, how clients train, and what the server adds up."""
+
+from jaxleak.fl import partition, secure_sum
+from jaxleak.fl.evaluation import evaluation
+from jaxleak.fl.population import Client, Population, population
+from jaxleak.fl.rounds import SCHEDULES, SCHEMES, Rounds, Sent, State, fedavg, fedsgd
+from jaxleak.fl.training import Interrupted, Recorded, Trained, train
+
+__all__ = [
+    "SCHEDULES",
+    "SCHEMES",
+    "Client",
+    "Interrupted",
+    "Population",
+    "Recorded",
+    "Rounds",
+    "Sent",
+    "State",
+    "Trained",
+    "evaluation",
+    "fedavg",
+    "fedsgd",
+    "partition",
+    "population",
+    "secure_sum",
+    "train",
+]

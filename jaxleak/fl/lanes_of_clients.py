@@ -1,0 +1,54 @@
+"""Clients as lanes: side by side, one after the other, and over devices."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+def each(
+    train: Callable[..., PyTree],
+    clients: jax.Array,
+    state: PyTree,
+    population: PyTree,
+    *,
+    at_once: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> PyTree:
+    """What each client sends.
+
+    Args:
+      train: `train(state, population, client) -> update`.
+      clients: which ones [clients].
+      state: of the server, the same for all.
+      population: their examples, the same for all.
+      at_once: how many are lanes of one vmap; see `jaxleak.fl.fedavg`.
+      devices: over which clients are split; none for the default one.
+
+    Returns:
+      Their updates, with a leading axis of clients.
+    """
+    count = len(devices or (None,))
+    share = -(-len(clients) // count)
+    if at_once is None:
+        at_once = 1 if jax.default_backend() == "cpu" else share
+
+    def some(state: PyTree, population: PyTree, clients: jax.Array) -> PyTree:
+        def one(client: jax.Array) -> PyTree:
+            return train(state, population, client)
+
+        if at_once >= share:
+            return jax.vmap(one)(clients)
+        return jax.lax.map(one, clients, batch_size=None if at_once == 1 else at_once)
+
+    if count == 1:
+        return some(state, population, clients)
+    mesh = jax.make_mesh((count,), ("clients",), (jax.sharding.AxisType.Auto,), devices=devices)
+    everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("clients")
+    # The last clients are computed twice where they do not divide; what they send the second time is dropped.
+    padded = jnp.resize(clients, (share * count,))
+    spread = jax.shard_map(some, mesh=mesh, in_specs=(everywhere, everywhere, split), out_specs=split, check_vma=False)
+    return jax.tree.map(lambda leaf: leaf[: len(clients)], spread(state, population, padded))
