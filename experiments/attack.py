@@ -76,8 +76,19 @@ examples:
         _flag("NAME", f"Which form of inverting_gradients: {_known(VARIANTS)}.", "the attack's own"),
     ] = None
     defense: Annotated[
-        str, _flag("NAME", f"What the client does to its update: none, {_known(jl.defenses.NAMES)}.")
+        str,
+        _flag(
+            "NAME",
+            "What the client does to its gradient, or to that of each local step: none, "
+            f"{_known(jl.defenses.NAMES)}; with settings as in prune:fraction=0.99, and chains as in "
+            "clip:max_norm=4+gaussian_noise:stddev=0.1.",
+        ),
     ] = "none"
+    informed: Annotated[
+        bool,
+        FlagCreatePairsOff,
+        _flag("", "The attacker knows the defense and its strength, and adapts to it (jaxleak.adaptive).", "off"),
+    ] = False
     model: Annotated[
         str, _flag("NAME", f"The network, untrained: {_known(models.NAMES)}; resnet20-4 is 4 times as wide.")
     ] = "lenet"
@@ -213,6 +224,7 @@ examples:
             assumed=assumed,
             learning_rate_known=not self.hide_learning_rate,
             defense=self.defense,
+            informed=self.informed,
             normalise=self.normalise,
             precision=self.precision,
             model_seed=self.seed,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import optax
 
 import jaxleak as jl
 from jaxleak import validate
@@ -83,20 +84,37 @@ ASSUMED: Mapping[str, tuple[str, Callable[..., jl.observe.Observe]]] = {
 }
 
 
-def sends(loss_fn: Callable, training: Training | None, **form: Any) -> Callable[[jax.Array], jl.observe.Observe]:
-    """From the key of a client's order to what it sends without a defense; without training, one gradient."""
-    if training is None:
-        observe = jl.observe.gradient(loss_fn, **form)
-        return lambda key: observe
+def sends(
+    loss_fn: Callable,
+    training: Training | None,
+    defense: Callable[[jax.Array], optax.GradientTransformation] | None = None,
+    **form: Any,
+) -> Callable[[jax.Array, jax.Array], jl.observe.Observe]:
+    """From the keys of a client, of its defense and of its order, to what it sends.
 
-    def client(key: jax.Array) -> jl.observe.Observe:
+    Args:
+      loss_fn: of the client.
+      training: of the client, or None for one gradient.
+      defense: from a key to what the client does to the gradient that it sends or, where it trains, to that of each
+        local step.
+      **form: `precision`, and what else `jaxleak.observe.gradient` takes.
+
+    Returns:
+      `client(key, order) -> observe`.
+    """
+    gradient = jl.observe.gradient(loss_fn, **form)
+
+    def client(key: jax.Array, order: jax.Array) -> jl.observe.Observe:
+        if training is None:
+            return gradient if defense is None else jl.observe.defended(gradient, defense(key))
         return jl.observe.local_sgd(
             loss_fn,
             learning_rate=training.learning_rate,
             batch_size=training.batch_size,
             num_steps=training.num_steps,
             num_epochs=training.num_epochs,
-            shuffle=key if training.shuffle else None,
+            shuffle=order if training.shuffle else None,
+            defense=None if defense is None else defense(key),
             **form,
         )
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 import jaxleak as jl
-from jaxleak.experiments import folder
+from jaxleak.experiments import defending, folder
 from jaxleak.experiments.evaluation import Compared, Evaluation, evaluate
-from jaxleak.experiments.scenario import DEFENSE_SETTINGS, Scenario
+from jaxleak.experiments.scenario import Scenario
 
 
 class Image(NamedTuple):
@@ -191,7 +191,7 @@ def measure(
     record = {
         "command": command,
         "config": config,
-        "defense_settings": DEFENSE_SETTINGS.get(config["defense"], {}),
+        "defense_settings": defending.described(defending.parse(config["defense"])),
         "dataset": {
             "name": dataset.name,
             "split": dataset.split,

@@ -47,12 +47,15 @@ def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
     environment.filters["png"] = lambda content: "data:image/png;base64," + base64.b64encode(content).decode()
     config, record = outcome.config, outcome.record
     labels = _LABELS.get(config["labels"], _RECOVERED.format(config["labels"]))
-    settings = ", ".join(f"{name}={value}" for name, value in record["defense_settings"].items())
+    defenses = [
+        f"{name} ({', '.join(f'{setting}={value}' for setting, value in settings.items())})" if settings else name
+        for name, settings in record["defense_settings"].items()
+    ]
     return environment.from_string(source).render(
         plural=summary.plural,
         config=config,
         record=record,
-        defense=f"{config['defense']} ({settings})" if settings else config["defense"],
+        defense=", then ".join(defenses) or "none",
         labels=labels,
         sent="update" if summary.trains(config) else "gradient",
         training=local_training(config),

@@ -1,7 +1,6 @@
 """What is attacked: a client with images of a data set, a model, and a defense; and what leaks of it."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,15 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxleak as jl
-from jaxleak import defenses, models, validate
-from jaxleak.experiments import data
+from jaxleak import models, validate
+from jaxleak.experiments import data, defending
 from jaxleak.experiments.client import ASSUMED, Training, assume, sends
-from jaxleak.names import lookup
 
-__all__ = ["ASSUMED", "DEFENSE_SETTINGS", "Scenario", "Training", "prepare"]
-
-# Settings of defenses where the command line names none; the sources stand in the defenses' docstrings.
-DEFENSE_SETTINGS: dict[str, dict[str, Any]] = {"clip": {"max_norm": 4.0}, "gaussian_noise": {"stddev": 0.1}}
+__all__ = ["ASSUMED", "Scenario", "Training", "prepare"]
 
 # Folded into the clients' key for their orders; no scenario has this many clients.
 _ORDERS = 2**31 - 1
@@ -32,7 +27,7 @@ class Scenario:
       dataset: where the images come from.
       model: the target network.
       params: its parameters, shared by all leaks.
-      observe: what the attacker takes a client without a defense to send; attacks are built on it.
+      observe: what the attacker takes a client to do, without its defense or adapted to it; attacks are built on it.
       leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted
         them.
       truths: a Batch with x [batches, n, height, width, channels] and y [batches, n]; for metrics alone.
@@ -67,7 +62,7 @@ def prepare(
     assumed: str = "simulation",
     learning_rate_known: bool = True,
     defense: str = "none",
-    defense_settings: Mapping[str, Any] | None = None,
+    informed: bool = False,
     normalise: bool = True,
     precision: str = "float32",
     model_seed: int = 0,
@@ -85,8 +80,9 @@ def prepare(
         gradient.
       assumed: what the attacker takes the training to have been, a name of `ASSUMED`.
       learning_rate_known: whether the attacker knows the learning rate of the training.
-      defense: "none", or a name of `jaxleak.defenses`; each client has a key of its own.
-      defense_settings: replaces those of `DEFENSE_SETTINGS`.
+      defense: of the clients, as `jaxleak.experiments.defending` reads it; each has a key of its own. It acts on the
+        gradient that a client sends or, where clients train, on that of each local step.
+      informed: whether the attacker knows the defense and its strength.
       normalise: the target normalises its input by the data set's statistics.
       precision: of products, a name of `jaxleak.observe.PRECISIONS`, for client and attacker alike.
       model_seed: of the model's initial parameters.
@@ -115,7 +111,13 @@ def prepare(
         learning_rate_known=learning_rate_known,
         precision=precision,
     )
-    client = _client(sends(loss_fn, training, precision=precision), defense, defense_settings)
+    chain = defending.parse(defense)
+    client = sends(
+        loss_fn,
+        training,
+        (lambda key: defending.transformation(chain, key=key, loss_fn=loss_fn)) if chain else None,
+        precision=precision,
+    )
     indices = data.select(dataset, images // batch_size, batch_size, None)
     x, y = dataset.take(indices.reshape(-1))
     truths = jl.Batch(jnp.asarray(x).reshape(*indices.shape, *x.shape[1:]), jnp.asarray(y).reshape(indices.shape))
@@ -128,6 +130,8 @@ def prepare(
         params = jax.jit(network.init)(key, truths.x[0])
     elif (problem := validate.first_difference(expected, params)) is not None:
         raise ValueError(f"params: {problem}, as model={model} has it")
+    if informed:
+        observe = defending.adapted(observe, chain, params=params, batch=jl.Batch(truths.x[0], truths.y[0]))
     send = jax.jit(lambda key, order, batch: client(key, order)(params, batch))
     key = jax.random.key(model_seed + 1)
     keys = jax.random.split(key, len(indices))
@@ -137,19 +141,3 @@ def prepare(
     update = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
     leaks = jl.Leak(params, update, num_examples=batch_size, labels=truths.y)
     return Scenario(dataset, network, params, observe, leaks, truths, indices, statistics, training)
-
-
-def _client(
-    sends: Callable[[jax.Array], jl.observe.Observe], defense: str, settings: Mapping[str, Any] | None
-) -> Callable[[jax.Array, jax.Array], jl.observe.Observe]:
-    """From the keys of a client, of its defense and of its order, to what it sends."""
-    if defense == "none":
-        return lambda key, order: sends(order)
-    factory = lookup("defense", defense, {**defenses.NAMES, "none": None})
-    chosen = DEFENSE_SETTINGS.get(defense, {}) if settings is None else dict(settings)
-
-    def client(key: jax.Array, order: jax.Array) -> jl.observe.Observe:
-        keyed = {"key": key} if "key" in inspect.signature(factory).parameters else {}
-        return jl.observe.defended(sends(order), factory(**chosen, **keyed))
-
-    return client

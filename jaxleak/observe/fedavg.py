@@ -24,6 +24,7 @@ def local_sgd(
     num_steps: int | None = None,
     num_epochs: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    defense: optax.GradientTransformation | None = None,
     shuffle: jax.Array | None = None,
     shuffle_known: bool = False,
     rematerialise: bool = True,
@@ -42,6 +43,8 @@ def local_sgd(
         epoch.
       num_epochs: in the place of `num_steps`, through all examples; one by default.
       optimizer: in the place of `learning_rate`, any optax transformation, started anew in each call.
+      defense: what the client does to the gradient of each step before its optimizer. The attacker's part has none. One
+        inside `optimizer` counts as known to the attacker, its key included.
       shuffle: a key, for an order that is drawn anew in each epoch; as they are by default.
       shuffle_known: whether the attacker knows that key. One who does not simulates the epochs in the order of its own
         candidates, which is only then without loss when there is one epoch.
@@ -76,12 +79,14 @@ def local_sgd(
     if learning_rate is not None:
         validate.at_least("learning_rate", learning_rate, 0, exclusive=True)
     order = local_training.Order(batch_size, num_steps, num_epochs)
-    train = local_training.training(
-        gradient_function(loss_fn, **form), optax.sgd(learning_rate) if optimizer is None else optimizer, rematerialise
-    )
+    plain = optax.sgd(learning_rate) if optimizer is None else optimizer
+    own = plain if defense is None else optax.chain(defense, plain)
+    compute = gradient_function(loss_fn, **form)
+    train_own = local_training.training(compute, own, rematerialise)
+    train = local_training.training(compute, plain, rematerialise)
 
     def function(params: PyTree, batch: Batch) -> PyTree:
-        new_params, _ = train(params, batch, order.of(len(batch.x), shuffle))
+        new_params, _ = train_own(params, batch, order.of(len(batch.x), shuffle))
         old_params, _ = variables.split(params)
         return jax.tree.map(jnp.subtract, old_params, new_params)
 

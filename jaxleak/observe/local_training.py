@@ -125,11 +125,19 @@ def gain(optimizer: optax.GradientTransformation, num_steps: int) -> float | Non
     """
 
     def moved(gradient: float, param: float) -> Any:
-        train = training(lambda params, batch: jnp.full_like(params, gradient), optimizer, False)
-        return train(jnp.asarray(param), Batch(jnp.zeros(1), jnp.zeros(1)), np.zeros((num_steps, 1), int))[1]
+        def step(carry: tuple[Any, PyTree, Any], _: None) -> tuple[tuple[Any, PyTree, Any], None]:
+            param, state, moved = carry
+            change, state = optimizer.update(jnp.asarray(gradient), state, param)
+            return (param + change, state, moved - change), None
 
-    with jax.ensure_compile_time_eval():
-        found = [moved(*case) for case in ((1.0, 0.0), (2.0, 0.0), (-1.0, 1.0))]
+        start = jnp.asarray(param)
+        return jax.lax.scan(step, (start, optimizer.init(start), jnp.zeros_like(start)), length=num_steps)[0][2]
+
+    try:
+        with jax.ensure_compile_time_eval():
+            found = [moved(*case) for case in ((1.0, 0.0), (2.0, 0.0), (-1.0, 1.0))]
+    except ValueError:
+        return None  # One that wants to see the batch is no multiple of a gradient.
     if not all(map(validate.is_concrete, found)):
         return None
     one, two, minus = map(float, found)
