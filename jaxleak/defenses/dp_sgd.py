@@ -11,7 +11,7 @@ import optax
 from jaxleak import validate
 from jaxleak.base import Batch
 from jaxleak.defenses.clip import clip
-from jaxleak.defenses.extra_arguments import seen
+from jaxleak.defenses.extra_arguments import mean, seen
 from jaxleak.defenses.gaussian_noise import gaussian_noise
 from jaxleak.observe.gradients import gradient_function
 
@@ -57,8 +57,9 @@ def dp_sgd(
       loss_fn: `loss_fn(params, batch) -> scalar`, a mean over the batch; None where the batch is not seen.
 
     Returns:
-      An optax gradient transformation with extra arguments `batch`, a Batch, and `variables`, the parameters as
-      `loss_fn` takes them, by default `params`. Its state is the key of the next call.
+      An optax gradient transformation with extra arguments `batch`, a Batch, `variables`, the parameters as `loss_fn`
+      takes them, by default `params`, and `counts`, which examples are no padding [n], by default all. Its state is the
+      key of the next call.
 
     Raises:
       ValueError: a norm that is not positive, or a negative stddev; on an update, no batch or no parameters where
@@ -91,6 +92,7 @@ def dp_sgd(
         *,
         batch: Batch | None = None,
         variables: PyTree = None,
+        counts: jax.Array | None = None,
         **extra: Any,
     ):
         del extra
@@ -106,7 +108,7 @@ def dp_sgd(
                 return whole.update(gradient, whole.init(gradient))[0]
 
             found = jax.vmap(of_example)(jax.tree.map(jnp.asarray, examples))
-            clipped = jax.tree.map(lambda new, old: jnp.mean(new, 0).astype(jnp.result_type(old)), found, updates)
+            clipped = jax.tree.map(lambda new, old: mean(new, counts).astype(jnp.result_type(old)), found, updates)
         return noise.update(clipped, state)
 
     return optax.GradientTransformationExtraArgs(noise.init, update)

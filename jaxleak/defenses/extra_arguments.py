@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jaxleak.base import Batch
 
 PyTree = Any
@@ -31,3 +34,16 @@ def seen(defense: str, params: PyTree, batch: Batch | None, variables: PyTree) -
     if variables is None and params is None:
         raise ValueError(f"params=None, variables=None: {defense} evaluates the model: {how}")
     return (params if variables is None else variables), Batch(*batch)
+
+
+def mean(values: jax.Array, counts: jax.Array | None) -> jax.Array:
+    """The mean over examples of those that count.
+
+    Args:
+      values: of each example [n, ...].
+      counts: which ones are none of padding [n], the extra argument of that name; None for all.
+    """
+    if counts is None:
+        return jnp.mean(values, 0)
+    shown = jnp.reshape(counts, (-1,) + (1,) * (values.ndim - 1))
+    return jnp.sum(jnp.where(shown, values, 0), 0) / jnp.sum(counts)

@@ -10,7 +10,7 @@ import optax
 from jaxleak import validate
 from jaxleak.base import Batch
 from jaxleak.defenses import representation
-from jaxleak.defenses.extra_arguments import seen
+from jaxleak.defenses.extra_arguments import mean, seen
 from jaxleak.variables import merge, split
 
 PyTree = Any
@@ -61,8 +61,9 @@ def soteria(
       largest: zero the largest scores; False for the smallest, which is the other way to read short accounts of it.
 
     Returns:
-      An optax gradient transformation without state, with extra arguments `batch`, a Batch, and `variables`, the
-      parameters as `loss_fn` takes them, by default `params`.
+      An optax gradient transformation without state, with extra arguments `batch`, a Batch, `variables`, the
+      parameters as `loss_fn` takes them, by default `params`, and `counts`, which examples are no padding [n], by
+      default all.
 
     Raises:
       ValueError: a fraction outside [0, 1]; on an update, no batch or no parameters, no such dense layer, or one whose
@@ -96,13 +97,14 @@ def soteria(
         *,
         batch: Batch | None = None,
         variables: PyTree = None,
+        counts: jax.Array | None = None,
         **extra: Any,
     ):
         del extra
         given, examples = seen("soteria", params, batch, variables)
         kernel = representation.dense_layer(loss_fn, given, examples, layer).kernel
         factors = representation.factors(loss_fn, kernel)
-        kept = _kept(_scores(factors, given, examples), fraction, largest)
+        kept = _kept(_scores(factors, given, examples, counts), fraction, largest)
         leaves, structure = jax.tree.flatten(updates)
         mask = _as_leaf(factors, given, examples, kernel, kept)
         # A product, so that NaN is not hidden where it is zeroed.
@@ -130,8 +132,8 @@ def soteria_layer(loss_fn: LossFn, params: PyTree, batch: Batch, layer: int = 0)
     return representation.dense_layer(loss_fn, params, batch, layer).leaves
 
 
-def _scores(factors: Callable[..., Any], params: PyTree, batch: Batch) -> jax.Array:
-    """|r_i| / |dr_i/dx| [d], the mean over examples and places."""
+def _scores(factors: Callable[..., Any], params: PyTree, batch: Batch, counts: jax.Array | None) -> jax.Array:
+    """|r_i| / |dr_i/dx| [d], the mean over places and over the examples that count."""
     examples = jax.tree.map(jnp.asarray, batch)
 
     def of_example(example: Batch) -> jax.Array:
@@ -148,7 +150,7 @@ def _scores(factors: Callable[..., Any], params: PyTree, batch: Batch) -> jax.Ar
         norms = jax.lax.map(norm, jnp.arange(r.size), batch_size=at_once).reshape(r.shape)
         return jnp.mean(jnp.where(r == 0, 0, jnp.abs(r) / norms), axis=0)
 
-    return jnp.mean(jax.vmap(of_example)(examples), axis=0)
+    return mean(jax.vmap(of_example)(examples), counts)
 
 
 def _kept(scores: jax.Array, fraction: Any, largest: bool) -> jax.Array:

@@ -1,8 +1,8 @@
 """Federated learning: who holds which examples, how clients train, and what the server adds up."""
 
 from jaxleak.fl import partition, secure_sum
+from jaxleak.fl.clients import Client, Population, population
 from jaxleak.fl.evaluation import evaluation
-from jaxleak.fl.population import Client, Population, population
 from jaxleak.fl.rounds import SCHEDULES, SCHEMES, Rounds, Sent, State, fedavg, fedsgd
 from jaxleak.fl.training import Interrupted, Recorded, Trained, train
 

@@ -12,8 +12,9 @@ import optax
 
 from jaxleak import names, validate, variables
 from jaxleak.base import Batch
-from jaxleak.fl import lanes_of_clients, local, population
-from jaxleak.fl.population import Client, Population
+from jaxleak.fl import clients as clients_
+from jaxleak.fl import lanes_of_clients, local
+from jaxleak.fl.clients import Client, Population
 
 PyTree = Any
 
@@ -223,7 +224,7 @@ def fedavg(
         return State(new, state.round + 1), Sent(clients, updates, finite, rates)
 
     def check(given: Population) -> None:
-        population.check("learning_rate", learning_rate, given)
+        clients_.check("learning_rate", learning_rate, given)
         _at_most(clients_per_round, given)
 
     def init(params: PyTree) -> State:

@@ -14,7 +14,7 @@ from jaxleak import checkpoint as checkpoints
 from jaxleak import interrupts, validate, variables
 from jaxleak import progress as progress_
 from jaxleak.base import Batch, Leak
-from jaxleak.fl.population import Population
+from jaxleak.fl.clients import Population
 from jaxleak.fl.rounds import Rounds, Sent, State
 
 PyTree = Any

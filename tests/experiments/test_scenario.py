@@ -122,15 +122,26 @@ def test_approximations_are_one_gradient_times_steps_and_rate(prepare):
         assert not prepare(training, assumed=assumed, learning_rate_known=False).observe.sized
 
 
-def test_a_defense_changes_the_update_and_not_what_the_attacker_simulates(prepare):
-    training, settings = Training(RATE, batch_size=2), {"max_norm": 1e-3}
-    defended = prepare(training, defense="clip", defense_settings=settings)
+def test_a_defense_changes_each_local_step_and_not_what_the_attacker_simulates(prepare):
+    training = Training(RATE, batch_size=2)
+    defended = prepare(training, defense="clip:max_norm=0.001")
     plain = update_of(prepare(training), 0)
     norm = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(plain))))
     assert norm > 1e-2
-    assert_close(update_of(defended, 0), jax.tree.map(lambda leaf: leaf * 1e-3 / norm, plain), rtol=1e-3)
+    # Two steps of at most the rate times the norm, in nearly one direction.
+    clipped = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(update_of(defended, 0)))))
+    assert 0.5 * 2 * RATE * 1e-3 < clipped <= 2 * RATE * 1e-3 * 1.01
     truth = jl.Batch(defended.truths.x[0], defended.truths.y[0])
     assert_close(defended.observe.public(defended.params, truth)["params"], plain)
+
+
+def test_an_informed_attacker_adapts_and_one_who_is_not_does_not(prepare):
+    for name in jl.defenses.NAMES:
+        plain, informed = (prepare(defense=name, images=4, informed=who) for who in (False, True))
+        assert plain.observe.adapt is None
+        assert informed.observe.adapt is not None
+        leaves = zip(jax.tree.leaves(plain.leaks.update), jax.tree.leaves(informed.leaks.update), strict=True)
+        assert all(np.array_equal(a, b) for a, b in leaves)
 
 
 def test_parameters_in_the_place_of_the_initial_ones(prepare):
