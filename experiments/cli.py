@@ -1,4 +1,4 @@
-"""The command line: `jaxleak attack`."""
+"""The command line: `jaxleak attack`, `jaxleak train`, `jaxleak bench`."""
 
 import functools
 import operator
@@ -15,6 +15,7 @@ from jaxleak import distributed
 from jaxleak.benchmarks.bench import BenchConfig
 from jaxleak.experiments.attack import AttackConfig
 from jaxleak.experiments.machine import REFUSED
+from jaxleak.experiments.train import TrainConfig
 
 FAILED = 1
 INTERRUPTED = 130
@@ -30,13 +31,14 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: dict[str, type[Command]] = {"attack": AttackConfig, "bench": BenchConfig}
+COMMANDS: dict[str, type[Command]] = {"attack": AttackConfig, "train": TrainConfig, "bench": BenchConfig}
 
 _DESCRIPTION = "How much of a client's private data can be rebuilt from its federated learning updates."
 _EXAMPLES = """\
 examples:
   jaxleak attack           attack eight photographs: the main job, under two minutes on two cores
   jaxleak attack --help    all that can be chosen
+  jaxleak train            federated training of ten clients with handwritten digits
   jaxleak --version        the version
 """
 

@@ -29,7 +29,15 @@ REPORT = "report.html"
 FILES = (CONFIG, RESULTS, PICTURE, ARRAYS, REPORT)
 CHECKPOINT = "checkpoint.safetensors"  # there until the run is complete
 
+# Of `jaxleak train`; the leaks where any are recorded, and a checkpoint for each seed.
+CURVES = "curves.png"
+PARAMS = "params.safetensors"
+LEAKS = "leaks.safetensors"
+TRAINING_FILES = (CONFIG, RESULTS, CURVES, PARAMS, REPORT)
+_CHECKPOINTS = "checkpoint*.safetensors"
+
 Row = dict[str, Any]
+Columns = Mapping[str, tuple[type, ...]]
 
 _NUMBER = (int, float, type(None))
 
@@ -53,10 +61,36 @@ ROW: dict[str, tuple[type, ...]] = {
     "seconds": _NUMBER,
 }
 
+# The same of `jaxleak train`. A row is an evaluated round of the run of a seed; `round` counts those that there were,
+# `accuracy` is a share of the test images, `loss` their mean cross-entropy, `seconds` are those since the process
+# started on the run, `excluded` are the clients whose updates were left out since the last row.
+TRAINING_ROW: dict[str, tuple[type, ...]] = {
+    "defense": (str,),
+    "model": (str,),
+    "dataset": (str,),
+    "partition": (str,),
+    "seed": (int,),
+    "round": (int,),
+    "accuracy": _NUMBER,
+    "loss": _NUMBER,
+    "seconds": _NUMBER,
+    "excluded": (list,),
+}
+
+
+def checkpoint_of(seed: int) -> str:
+    """The name of the checkpoint of the training run of a seed."""
+    return f"checkpoint-{seed}.safetensors"
+
+
+def checkpoints(out: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints in a folder."""
+    return sorted(out.glob(_CHECKPOINTS))
+
 
 def is_unfinished(out: pathlib.Path) -> bool:
     """Whether a folder holds a run that can be resumed: stopped by Ctrl-C, or killed before its last file."""
-    return (out / CONFIG).is_file() and ((out / CHECKPOINT).exists() or not (out / REPORT).exists())
+    return (out / CONFIG).is_file() and (bool(checkpoints(out)) or not (out / REPORT).exists())
 
 
 def refuse_taken(out: pathlib.Path | None) -> None:
@@ -65,7 +99,7 @@ def refuse_taken(out: pathlib.Path | None) -> None:
         return
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={str(out)!r} is a file: expected a folder")
-    held = [name for name in FILES if (out / name).exists()]
+    held = [name for name in dict.fromkeys((*FILES, *TRAINING_FILES, LEAKS)) if (out / name).exists()]
     if held and not is_unfinished(out):
         raise ValueError(f"out={str(out)!r} already holds a run ({', '.join(held)}): expected a new or empty folder")
 
@@ -146,18 +180,18 @@ def write_config(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
     write(folder / CONFIG, (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_results(folder: pathlib.Path, rows: Iterable[Row]) -> None:
-    """Writes `results.jsonl`, a row of `ROW` each line."""
-    write(folder / RESULTS, _lines(rows))
+def write_results(folder: pathlib.Path, rows: Iterable[Row], columns: Columns = ROW) -> None:
+    """Writes `results.jsonl`, a row of these columns each line."""
+    write(folder / RESULTS, _lines(rows, columns))
 
 
-def append_results(folder: pathlib.Path, rows: Iterable[Row]) -> None:
-    """Adds rows to `results.jsonl`, all or none.
+def append_results(folder: pathlib.Path, rows: Iterable[Row], columns: Columns = ROW) -> None:
+    """Adds rows of these columns to `results.jsonl`, all or none.
 
     Raises:
       OSError: they cannot be written; names the file.
     """
-    path, added = folder / RESULTS, _lines(rows)
+    path, added = folder / RESULTS, _lines(rows, columns)
     try:
         with open(path, "ab", buffering=0) as file:
             end = file.tell()
@@ -174,8 +208,8 @@ def append_results(folder: pathlib.Path, rows: Iterable[Row]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _lines(rows: Iterable[Row]) -> bytes:
-    lines = [json.dumps({key: _finite(row[key]) for key in ROW}, allow_nan=False) for row in rows]
+def _lines(rows: Iterable[Row], columns: Columns) -> bytes:
+    lines = [json.dumps({key: _finite(row[key]) for key in columns}, allow_nan=False) for row in rows]
     return "".join(line + "\n" for line in lines).encode()
 
 
@@ -186,40 +220,40 @@ def write_arrays(folder: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None
     write(folder / ARRAYS, file.getvalue())
 
 
-def read_results(path: pathlib.Path) -> list[Row]:
-    """Reads the rows of a `results.jsonl`.
+def read_results(path: pathlib.Path, columns: Columns = ROW) -> list[Row]:
+    """Reads the rows of a `results.jsonl`, which has these columns.
 
     Raises:
       OSError: the file cannot be read.
       ValueError: a line is torn or no row of a run; names the file and the line.
     """
     lines = path.read_bytes().split(b"\n")
-    return [_row(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_row(f"{path}:{number}", line, columns) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def whole_results(path: pathlib.Path) -> list[Row]:
+def whole_results(path: pathlib.Path, columns: Columns = ROW) -> list[Row]:
     """The rows of a `results.jsonl` up to the first torn or foreign one; none where there is no file."""
     rows = []
     with contextlib.suppress(FileNotFoundError, ValueError):
         for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            rows.append(_row(f"{path}:{number}", line))
+            rows.append(_row(f"{path}:{number}", line, columns))
     return rows
 
 
-def _row(place: str, line: bytes) -> Row:
+def _row(place: str, line: bytes, columns: Columns) -> Row:
     try:
         row = json.loads(line.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: not a whole line of JSON: {error}") from error
-    if not isinstance(row, dict) or set(row) != set(ROW):
+    if not isinstance(row, dict) or set(row) != set(columns):
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{place}: not a row of a run: has {found}: expected {', '.join(ROW)}")
-    for key, types in ROW.items():
+        raise ValueError(f"{place}: not a row of a run: has {found}: expected {', '.join(columns)}")
+    for key, types in columns.items():
         # type() rather than isinstance, for which True is an int.
         if type(row[key]) not in types:
             raise ValueError(f"{place}: {key}={row[key]!r}: expected {' or '.join(kind.__name__ for kind in types)}")
     known = [status.name.lower() for status in jl.Status]
-    if row["status"] not in known:
+    if "status" in columns and row["status"] not in known:
         raise ValueError(f"{place}: status={row['status']!r}: expected one of {', '.join(known)}")
     return row
 

@@ -1,14 +1,10 @@
 """The report of a run as one HTML page, and the whole run folder with it."""
 
-import base64
-import importlib.resources
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
-
-from jaxleak.experiments import folder, picture, summary
+from jaxleak.experiments import folder, page, picture, summary
 from jaxleak.experiments.client import ASSUMED
 from jaxleak.experiments.outcome import Outcome
 
@@ -27,8 +23,8 @@ def leave(outcome: Outcome, out: pathlib.Path) -> None:
     folder.write_arrays(out, outcome.arrays())
     reconstructions = picture.reconstructions(outcome)
     folder.write(out / folder.PICTURE, reconstructions)
-    page = render(outcome, reconstructions, picture.loss_curves(outcome))
-    folder.write(out / folder.REPORT, page.encode())
+    shown = render(outcome, reconstructions, picture.loss_curves(outcome))
+    folder.write(out / folder.REPORT, shown.encode())
 
 
 def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
@@ -39,20 +35,14 @@ def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
       reconstructions: a picture, as PNG.
       loss_curves: another.
     """
-    source = importlib.resources.files("jaxleak.experiments").joinpath("report.html.jinja").read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = summary.number
-    environment.filters["png"] = lambda content: "data:image/png;base64," + base64.b64encode(content).decode()
     config, record = outcome.config, outcome.record
     labels = _LABELS.get(config["labels"], _RECOVERED.format(config["labels"]))
     defenses = [
         f"{name} ({', '.join(f'{setting}={value}' for setting, value in settings.items())})" if settings else name
         for name, settings in record["defense_settings"].items()
     ]
-    return environment.from_string(source).render(
-        plural=summary.plural,
+    return page.render(
+        "report.html.jinja",
         config=config,
         record=record,
         defense=", then ".join(defenses) or "none",

@@ -128,12 +128,20 @@ def summary(row: dict[str, Any]) -> str:
     """One line of a row for a person."""
     settings = " ".join(f"{name}={value}" for name, value in row["settings"].items())
     paper = " ".join(f"{name} {value}" for name, value in row.get("paper", {}).items())
+    if "claims" in row or "accuracy" in row:
+        found = _accuracy(row) if "accuracy" in row else ", ".join(f"{k} {v}" for k, v in row["claims"].items())
+        return f"{row['model']} {row['dataset']} {settings}: {found}{f'; paper: {paper}' if paper else ''}"
     tail = f"labels {row['label_correct']:.0%}, " if "label_correct" in row else ""
     return (
         f"{row['attack']} {row['model']} {row['dataset']} batch {row['batch_size']} {settings}: "
         f"PSNR {row['psnr_median']} ({_between(row['psnr_quartiles'])}) dB, {tail}{row['seconds']} s"
         f"{f'; paper: {paper}' if paper else ''}"
     )
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    runs = f" (stddev {row['accuracy_stddev']}, {row['runs']} runs)" if row["runs"] > 1 else ""
+    return f"accuracy {row['accuracy']}{runs} % after {row['rounds']} rounds, {row['seconds']} s"
 
 
 def _between(quartiles: list) -> str:
