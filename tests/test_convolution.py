@@ -143,6 +143,55 @@ def test_unusual_convolutions_are_replaced_and_agree(name, dtype):
         check_alike(fn, arguments, dtype, twice=name in ("groups", "depthwise", "dilated", "transposed"))
 
 
+# Few features and many positions, so that neighbouring outputs are computed as one.
+NEIGHBOURS = {
+    "5x5": ((2, 12, 10, 1), (5, 5, 1, 1), {"padding": "VALID"}, NHWC),
+    "5x5, an odd number of outputs": ((2, 9, 11, 2), (5, 5, 2, 3), {"padding": "SAME"}, NHWC),
+    "7x5, torch": ((2, 2, 12, 11), (2, 2, 7, 5), {"padding": ((3, 3), (2, 1))}, NCHW),
+    "negative padding": ((3, 11, 12, 2), (5, 5, 2, 1), {"padding": ((-1, 0), (2, -1))}, NHWC),
+    "1-D": ((3, 40, 2), (11, 2, 2), {"padding": "SAME"}, ("NWC", "WIO", "NWC")),
+    "3-D": ((2, 7, 7, 7, 1), (5, 5, 5, 1, 2), {"padding": ((2, 1),) * 3}, ("NDHWC", "DHWIO", "NDHWC")),
+}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float64") for name in NEIGHBOURS), ("5x5", "float32")])
+def test_neighbouring_outputs_at_once_agree(name, dtype, monkeypatch):
+    x_shape, kernel_shape, settings, numbers = NEIGHBOURS[name]
+    taken = []
+    original = convolution._neighbours_at_once
+    monkeypatch.setattr(convolution, "_neighbours_at_once", lambda *args: taken.append(1) or original(*args))
+    # Its own bound, for all ranks: three axes multiply.
+    monkeypatch.setattr(convolution, "_MOST_ARITHMETIC", 2.0)
+    settings = {"window_strides": (1,) * (len(x_shape) - 2), **settings}
+    with jax.enable_x64(dtype == "float64"):
+        fn = functools.partial(native, dimension_numbers=numbers, **settings)
+        check_alike(fn, arrays(x_shape, kernel_shape, dtype), dtype)
+    assert taken
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "settings", "expected"),
+    [
+        ((32, 28, 28, 1), (5, 5, 1, 6), {}, True),
+        ((1, 12, 12, 12), (5, 5, 12, 12), {}, False),
+        ((32, 28, 28, 1), (5, 5, 1, 32), {}, False),
+        ((32, 28, 28, 1), (3, 3, 1, 6), {}, False),
+        ((32, 28, 28, 1), (4, 4, 1, 6), {}, False),
+        ((32, 28, 28, 1), (5, 5, 1, 6), {"window_strides": (2, 2)}, False),
+        ((32, 28, 28, 1), (5, 5, 1, 6), {"rhs_dilation": (2, 2)}, False),
+    ],
+    ids=["pays", "few positions", "many features", "small", "even", "strided", "dilated"],
+)
+def test_neighbours_are_taken_together_only_where_it_pays(x_shape, kernel_shape, settings, expected):
+    """By the products of the program: the kernel's features are four times as many, or as they were."""
+    fn = convolution.as_products(
+        functools.partial(native, dimension_numbers=NHWC, **{"window_strides": (1, 1), "padding": "SAME", **settings})
+    )
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x_shape, kernel_shape)]
+    (product,) = [e for e in jax.make_jaxpr(fn)(*shapes).jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert product.outvars[0].aval.shape[-1] == kernel_shape[-1] * (4 if expected else 1)
+
+
 def test_groups_in_the_batch_stay_native():
     fn = functools.partial(native, window_strides=(1, 1), batch_group_count=2, padding="SAME", dimension_numbers=NHWC)
     arguments = arrays((4, 6, 6, 2), (3, 3, 2, 4), "float32")
