@@ -14,12 +14,13 @@ from typing import Annotated, Any, ClassVar
 import jax
 from rich.console import Console
 from rich.progress import track
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff
 
 from jaxleak import names, validate
 from jaxleak.benchmarks import quality as quality_
 from jaxleak.benchmarks import rows, subjects, table
 from jaxleak.experiments import folder
+from jaxleak.experiments.flags import flag
 
 Row = dict[str, Any]
 
@@ -38,10 +39,6 @@ _DEFAULT = _Size(models=("lenet", "resnet20"), lanes=(1, 8), seconds=0.3, qualit
 _QUICK = _Size(models=("lenet",), lanes=(1, 4), seconds=0.05, quality=())
 
 _FEWEST_REPEATS = 5  # quartiles of fewer say nothing
-
-
-def _flag(metavar: str, text: str, default: str | None = None) -> Any:
-    return arg(metavar=metavar, help=text, help_behavior_hint=None if default is None else f"(default: {default})")
 
 
 def _words(values: tuple) -> str:
@@ -66,36 +63,36 @@ examples:
 
     models: Annotated[
         tuple[str, ...] | None,
-        _flag("NAME ...", f"The models: {', '.join(subjects.NAMES)}.", _words(_DEFAULT.models)),
+        flag("NAME ...", f"The models: {', '.join(subjects.NAMES)}.", _words(_DEFAULT.models)),
     ] = None
-    lanes: Annotated[tuple[int, ...] | None, _flag("N ...", "How many lanes, each a row.", _words(_DEFAULT.lanes))] = (
+    lanes: Annotated[tuple[int, ...] | None, flag("N ...", "How many lanes, each a row.", _words(_DEFAULT.lanes))] = (
         None
     )
-    batch_sizes: Annotated[tuple[int, ...], _flag("N ...", "How many images a lane has, each a row.", "1")] = (1,)
+    batch_sizes: Annotated[tuple[int, ...], flag("N ...", "How many images a lane has, each a row.", "1")] = (1,)
     quality: Annotated[
         tuple[str, ...] | None,
-        _flag(
+        flag(
             "NAME ...",
             f"Which attacks to time until the median lane is good: none, {', '.join(quality_.GOALS)}.",
             _words(_DEFAULT.quality),
         ),
     ] = None
-    repeats: Annotated[int, _flag("N", "How many turns each side takes, 5 or more.")] = _FEWEST_REPEATS
-    seconds: Annotated[float | None, _flag("S", "How long a turn lasts.", str(_DEFAULT.seconds))] = None
+    repeats: Annotated[int, flag("N", "How many turns each side takes, 5 or more.")] = _FEWEST_REPEATS
+    seconds: Annotated[float | None, flag("S", "How long a turn lasts.", str(_DEFAULT.seconds))] = None
     devices: Annotated[
-        int | None, _flag("N", "Over how many devices lanes are split.", "all there are; a CPU is one")
+        int | None, flag("N", "Over how many devices lanes are split.", "all there are; a CPU is one")
     ] = None
     torch_compile: Annotated[
-        bool, _flag("", "Try torch.compile too: a minute or two for a row of a deep model.", "on, off with --quick")
+        bool, flag("", "Try torch.compile too: a minute or two for a row of a deep model.", "on, off with --quick")
     ] = True
     quick: Annotated[
         bool,
         FlagCreatePairsOff,
-        _flag("", f"Models {_words(_QUICK.models)}, lanes {_words(_QUICK.lanes)}, turns of {_QUICK.seconds} s.", "off"),
+        flag("", f"Models {_words(_QUICK.models)}, lanes {_words(_QUICK.lanes)}, turns of {_QUICK.seconds} s.", "off"),
     ] = False
     out: Annotated[
         pathlib.Path | None,
-        _flag("FILE", "Where the rows go; the plot lies beside it, with the ending png.", "runs/bench-<UTC>.jsonl"),
+        flag("FILE", "Where the rows go; the plot lies beside it, with the ending png.", "runs/bench-<UTC>.jsonl"),
     ] = None
 
     def prepare(self) -> Callable[[], int]:

@@ -71,14 +71,15 @@ def sides(
     native = make(fast_convolutions=False)
     key = jax.random.key(1)
 
-    def of(step: Callable[..., Any], init: Callable[..., Any]) -> Callable[[Any], Any]:
-        return lambda params: jax.block_until_ready(step(key, init(params), population))[0].params
+    def of(step: Callable[..., Any], init: Callable[..., Any], given: jl.fl.Population) -> Callable[[Any], Any]:
+        return lambda params: jax.block_until_ready(step(key, init(params), given))[0].params
 
+    placed = default.place(population)
     return {
-        "lanes": of(default.step, default.init),
-        "lanes_vmapped": of(vmapped.step, vmapped.init),
-        "plain": of(default.plain_step, default.init),
-        "plain_native": of(native.plain_step, native.init),
+        "lanes": of(default.step, default.init, placed),
+        "lanes_vmapped": of(vmapped.step, vmapped.init, placed),
+        "plain": of(default.plain_step, default.init, population),
+        "plain_native": of(native.plain_step, native.init, population),
     }
 
 

@@ -4,12 +4,11 @@ import dataclasses
 import inspect
 import math
 import pathlib
-import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import jax
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff
 
 import jaxleak as jl
 from jaxleak import distributed, models, validate
@@ -17,6 +16,7 @@ from jaxleak.attacks.inverting_gradients import VARIANTS
 from jaxleak.experiments import data as datasets
 from jaxleak.experiments import folder, machine, running, scenario
 from jaxleak.experiments.client import ASSUMED
+from jaxleak.experiments.flags import command, flag, known
 from jaxleak.names import lookup
 
 # The main job: `jaxleak attack` alone.
@@ -35,15 +35,6 @@ _ABOUT_LOCAL = ("shuffle", "assume", "hide_learning_rate")
 _FREE = ("out", "quiet", "devices", "memory_limit", "distributed")
 
 _LARGEST_SEED = 2**31 - 2  # the scenario uses the seed after it as well
-
-
-def _flag(metavar: str, text: str, default: str | None = None) -> Any:
-    """How a flag shows in the help; `default` in words where the value itself would say nothing."""
-    return arg(metavar=metavar, help=text, help_behavior_hint=None if default is None else f"(default: {default})")
-
-
-def _known(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,59 +60,59 @@ examples:
 
     attack: Annotated[
         str | None,
-        _flag("NAME", f"The attack: {_known(jl.attacks.NAMES)}.", f"{DEFAULT_ATTACK}, with {DEFAULT_NUM_STEPS} steps"),
+        flag("NAME", f"The attack: {known(jl.attacks.NAMES)}.", f"{DEFAULT_ATTACK}, with {DEFAULT_NUM_STEPS} steps"),
     ] = None
     variant: Annotated[
         str | None,
-        _flag("NAME", f"Which form of inverting_gradients: {_known(VARIANTS)}.", "the attack's own"),
+        flag("NAME", f"Which form of inverting_gradients: {known(VARIANTS)}.", "the attack's own"),
     ] = None
     defense: Annotated[
         str,
-        _flag(
+        flag(
             "NAME",
             "What the client does to its gradient, or to that of each local step: none, "
-            f"{_known(jl.defenses.NAMES)}; with settings as in prune:fraction=0.99, and chains as in "
+            f"{known(jl.defenses.NAMES)}; with settings as in prune:fraction=0.99, and chains as in "
             "clip:max_norm=4+gaussian_noise:stddev=0.1.",
         ),
     ] = "none"
     informed: Annotated[
         bool,
         FlagCreatePairsOff,
-        _flag("", "The attacker knows the defense and its strength, and adapts to it (jaxleak.adaptive).", "off"),
+        flag("", "The attacker knows the defense and its strength, and adapts to it (jaxleak.adaptive).", "off"),
     ] = False
     model: Annotated[
-        str, _flag("NAME", f"The network, untrained: {_known(models.NAMES)}; resnet20-4 is 4 times as wide.")
+        str, flag("NAME", f"The network, untrained: {known(models.NAMES)}; resnet20-4 is 4 times as wide.")
     ] = "lenet"
     data: Annotated[
-        str, _flag("NAME", f"The images: {_known(datasets.NAMES)}, or the name of a data set in --data-dir.")
+        str, flag("NAME", f"The images: {known(datasets.NAMES)}, or the name of a data set in --data-dir.")
     ] = "photos"
     data_dir: Annotated[
         pathlib.Path | None,
-        _flag("FOLDER", "Where data sets prepared by tensorflow_datasets as array_record lie.", "none"),
+        flag("FOLDER", "Where data sets prepared by tensorflow_datasets as array_record lie.", "none"),
     ] = None
     split: Annotated[
-        str | None, _flag("NAME", "The part of the data set.", "test, else validation, else the only one")
+        str | None, flag("NAME", "The part of the data set.", "test, else validation, else the only one")
     ] = None
-    images: Annotated[int, _flag("N", "How many images to attack, a multiple of --batch-size.")] = 8
-    batch_size: Annotated[int, _flag("N", "How many images a client has, which share one update.")] = 1
-    local_steps: Annotated[int | None, _flag("N", "How many steps of SGD a client trains.", "one epoch")] = None
+    images: Annotated[int, flag("N", "How many images to attack, a multiple of --batch-size.")] = 8
+    batch_size: Annotated[int, flag("N", "How many images a client has, which share one update.")] = 1
+    local_steps: Annotated[int | None, flag("N", "How many steps of SGD a client trains.", "one epoch")] = None
     local_epochs: Annotated[
-        int | None, _flag("N", "In the place of --local-steps, how often it goes through its images.", "1")
+        int | None, flag("N", "In the place of --local-steps, how often it goes through its images.", "1")
     ] = None
     local_batch_size: Annotated[
-        int | None, _flag("N", "How many images one local step takes; divides --batch-size.", "--batch-size")
+        int | None, flag("N", "How many images one local step takes; divides --batch-size.", "--batch-size")
     ] = None
     local_learning_rate: Annotated[
-        float | None, _flag("R", "Of the client's SGD.", f"{DEFAULT_LOCAL_LEARNING_RATE}")
+        float | None, flag("R", "Of the client's SGD.", f"{DEFAULT_LOCAL_LEARNING_RATE}")
     ] = None
     shuffle: Annotated[
         bool,
         FlagCreatePairsOff,
-        _flag("", "Each client trains in an order of its own, which the attacker does not know.", "off"),
+        flag("", "Each client trains in an order of its own, which the attacker does not know.", "off"),
     ] = False
     assume: Annotated[
         str | None,
-        _flag(
+        flag(
             "NAME",
             "What the attacker takes local training to be. "
             + "; ".join(f"{name}: {text}" for name, (text, _) in ASSUMED.items()),
@@ -131,52 +122,52 @@ examples:
     hide_learning_rate: Annotated[
         bool,
         FlagCreatePairsOff,
-        _flag(
+        flag(
             "", "The attacker does not know --local-learning-rate: for attacks by a cosine, without simulation.", "off"
         ),
     ] = False
-    seeds: Annotated[int, _flag("N", "How many random starts for each update.")] = 4
+    seeds: Annotated[int, flag("N", "How many random starts for each update.")] = 4
     num_steps: Annotated[
         int | None,
-        _flag("N", "How many steps the attack takes.", f"its paper's; {DEFAULT_NUM_STEPS} without --attack"),
+        flag("N", "How many steps the attack takes.", f"its paper's; {DEFAULT_NUM_STEPS} without --attack"),
     ] = None
     labels: Annotated[
         str | None,
-        _flag(
+        flag(
             "NAME",
-            f"How the attack has the labels, one of {_known(jl.labels.NAMES)}: known grants it the true ones, joint "
+            f"How the attack has the labels, one of {known(jl.labels.NAMES)}: known grants it the true ones, joint "
             "optimises them with the images, the others read them from the update.",
             "the attack's own",
         ),
     ] = None
     total_variation: Annotated[
-        float | None, _flag("W", "The weight of the prior for smooth images, where the attack has one.", "its paper's")
+        float | None, flag("W", "The weight of the prior for smooth images, where the attack has one.", "its paper's")
     ] = None
     normalise: Annotated[
-        bool, _flag("", "Whether the model normalises its input by the data's mean and stddev.", "on")
+        bool, flag("", "Whether the model normalises its input by the data's mean and stddev.", "on")
     ] = True
     precision: Annotated[
         str,
-        _flag(
+        flag(
             "NAME",
-            f"Of products in the model, on devices that can trade it for speed: {_known(jl.observe.PRECISIONS)}.",
+            f"Of products in the model, on devices that can trade it for speed: {known(jl.observe.PRECISIONS)}.",
         ),
     ] = "float32"
-    seed: Annotated[int, _flag("N", "Seed of the model's parameters, the defense's noise and the random starts.")] = 0
+    seed: Annotated[int, flag("N", "Seed of the model's parameters, the defense's noise and the random starts.")] = 0
     out: Annotated[
         pathlib.Path | None,
-        _flag(
+        flag(
             "FOLDER",
             "Where the files go. A run that was stopped there is resumed; one that is complete is refused.",
             "runs/attack-<UTC date-time>",
         ),
     ] = None
     devices: Annotated[
-        int | None, _flag("N", "How many devices share the lanes; with CPUs, each core is one.", "all")
+        int | None, flag("N", "How many devices share the lanes; with CPUs, each core is one.", "all")
     ] = None
     memory_limit: Annotated[
         float | None,
-        _flag(
+        flag(
             "GIB",
             "How much memory lanes may take, on each device or on a CPU in all; others wait.",
             "3/4 of what is free",
@@ -185,10 +176,10 @@ examples:
     distributed: Annotated[
         bool,
         FlagCreatePairsOff,
-        _flag("", "Share the lanes with the same command on other machines; see docs/clusters.md.", "off"),
+        flag("", "Share the lanes with the same command on other machines; see docs/clusters.md.", "off"),
     ] = False
     quiet: Annotated[
-        bool, FlagCreatePairsOff, _flag("", "Print the name of the run folder, and nothing else.", "off")
+        bool, FlagCreatePairsOff, flag("", "Print the name of the run folder, and nothing else.", "off")
     ] = False
 
     def prepare(self) -> Callable[[], int]:
@@ -252,7 +243,7 @@ examples:
             folder.refuse_other(out, config, free=_FREE)
         claimed = folder.claim(out, "attack")
         config["out"] = str(claimed)
-        return lambda: running.work(attack, prepared, config, self.command(), claimed)
+        return lambda: running.work(attack, prepared, config, command("attack", self, free=_FREE), claimed)
 
     def _settings(self, name: str, factory: Callable) -> dict[str, Any]:
         """The flags that are settings of the attack, checked as far as they can be without it."""
@@ -267,7 +258,7 @@ examples:
             if value is None:
                 continue
             if not _takes(factory, setting):
-                takers = _known(other for other, make in jl.attacks.NAMES.items() if _takes(make, setting))
+                takers = known(other for other, make in jl.attacks.NAMES.items() if _takes(make, setting))
                 raise ValueError(f"{setting}={value}: the attack {name} has no such setting: those that do: {takers}")
             settings[setting] = value
         if self.variant is not None:
@@ -293,17 +284,6 @@ examples:
             num_epochs=self.local_epochs,
             shuffle=self.shuffle,
         )
-
-    def command(self) -> str:
-        """The command line that makes the same run again, in a folder of its own."""
-        words = ["jaxleak", "attack"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            flag = field.name.replace("_", "-")
-            if value == field.default or field.name in _FREE:
-                continue
-            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-        return shlex.join(words)
 
 
 def _takes(factory: Callable, setting: str) -> bool:

@@ -171,6 +171,6 @@ def adapted(
     return observe
 
 
-def described(parts: tuple[Defense, ...]) -> dict[str, dict[str, Any]]:
-    """The settings of each defense, for `config.json`."""
-    return {part.name: dict(part.settings) for part in parts}
+def described(parts: tuple[Defense, ...]) -> list[dict[str, Any]]:
+    """The defenses in their order, for `config.json`."""
+    return [{"name": part.name, "settings": dict(part.settings)} for part in parts]

@@ -191,7 +191,7 @@ def measure(
     record = {
         "command": command,
         "config": config,
-        "defense_settings": defending.described(defending.parse(config["defense"])),
+        "defenses": defending.described(defending.parse(config["defense"])),
         "dataset": {
             "name": dataset.name,
             "split": dataset.split,

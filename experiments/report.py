@@ -38,8 +38,8 @@ def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
     config, record = outcome.config, outcome.record
     labels = _LABELS.get(config["labels"], _RECOVERED.format(config["labels"]))
     defenses = [
-        f"{name} ({', '.join(f'{setting}={value}' for setting, value in settings.items())})" if settings else name
-        for name, settings in record["defense_settings"].items()
+        " ".join((one["name"], *(f"{setting}={value}" for setting, value in one["settings"].items())))
+        for one in record["defenses"]
     ]
     return page.render(
         "report.html.jinja",

@@ -1,7 +1,7 @@
 """What is attacked: a client with images of a data set, a model, and a defense; and what leaks of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax

@@ -188,7 +188,9 @@ def test_a_torn_or_a_foreign_file_is_refused(case, tmp_path):
     content = path.read_bytes()
     for torn in (content[:-1], content[: len(content) // 2], content[:4], b"", b"none", content + b"x"):
         path.write_bytes(torn)
-        with pytest.raises(ValueError, match="^checkpoint='.*run.safetensors': expected a whole file that jaxleak wrote"):
+        with pytest.raises(
+            ValueError, match="^checkpoint='.*run.safetensors': expected a whole file that jaxleak wrote"
+        ):
             jl.run(*case, keys(), checkpoint=path)
         assert path.read_bytes() == torn
     save_file({"weights": np.ones(3)}, path)

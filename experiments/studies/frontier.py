@@ -10,7 +10,7 @@ is the LRP paper's case for its attacks.
 Command: python -m jaxleak.experiments.studies.frontier --data-dir FOLDER --part train
   and then the same with --part plot; without `--part`, both. `--only prune` trains the defenses with that in their
   text; rows of others stay, so that it can be run in pieces. `--data cifar10` for the 10,000 images there are.
-Time: TIME_NOTE
+Time: see `seconds` in the rows; training at the scale minutes is estimated at three quarters of an hour on two cores.
 Expect: along each line, less leakage for less accuracy; quantization and the noise of small variance at the accuracy
 and the leakage of no defense.
 
@@ -275,7 +275,8 @@ def plot(found: Sequence[Mapping[str, Any]], name: str) -> bytes:
         axis.grid(color="#e5e5e5", linewidth=0.5)
         if metric == "ssim":
             axis.axhline(verdicts.STOPPED, color="#8d99ae", linewidth=0.8, linestyle=":")
-            axis.legend(frameon=False, fontsize=7)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(frameon=False, fontsize=7)
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file)
     return file.getvalue()

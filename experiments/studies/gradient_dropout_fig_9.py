@@ -7,7 +7,7 @@ which ones were replaced.
 Differs from the paper in: images of 64 pixels in the place of 256; SGD at 0.01 as for its Fig. 4, for as many epochs
 as the row says.
 Command: python -m jaxleak.experiments.studies.gradient_dropout_fig_9 --data-dir FOLDER
-Time: TIME_NOTE
+Time: see `seconds` in the rows; the scale minutes is estimated at a few minutes on two cores.
 Expect: before and after near each other where the noise has the size of the gradient's entries, apart where it has not.
 
 A row is a state of the model (untrained, or after training) and a defense, over all entries of the first layer of all
@@ -79,7 +79,8 @@ def _rows(options: study.Options, plotted: list) -> Iterator[dict[str, Any]]:
         order = np.random.default_rng(epoch).permutation(images)
         params = training.epoch(loss_fn, params, x, y, learning_rate=RATE, batch_size=BATCH, order=order)
     for state, own, done in (("untrained", first.params, 0), ("trained", params, epochs)):
-        before = _entries(scenario.prepare(**about, model_settings=settings, params=own), leaves)
+        plain = first if own is first.params else scenario.prepare(**about, model_settings=settings, params=own)
+        before = _entries(plain, leaves)
         for text in defenses:
             started = time.perf_counter()
             prepared = scenario.prepare(**about, model_settings=settings, params=own, defense=text)

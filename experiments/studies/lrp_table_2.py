@@ -70,7 +70,7 @@ class Part(NamedTuple):
 
 _RESNET = (("batch_norm", "train"),)
 SCALES = {
-    "seconds": (Part("digits", "mlp", 2, 1 / 10, 10, 8, 1, 20, 4, 3, (1024, 1022)),),
+    "seconds": (Part("digits", "mlp", 2, 1 / 10, 10, 8, 1, 20, 4, 3, (1024,)),),
     "minutes": (Part("mnist", "lenet5", 100, 1 / 6, 200, 32), Part("cifar10", "lenet5", 100, 1 / 10, 50, 40)),
     "paper": (
         Part("mnist", "lenet5", 500, 1 / 6, 200, 32),

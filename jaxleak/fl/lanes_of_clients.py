@@ -46,9 +46,20 @@ def each(
 
     if count == 1:
         return some(state, population, clients)
-    mesh = jax.make_mesh((count,), ("clients",), (jax.sharding.AxisType.Auto,), devices=devices)
-    everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("clients")
+    mesh = _mesh(devices)
+    common, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("clients")
     # The last clients are computed twice where they do not divide; what they send the second time is dropped.
     padded = jnp.resize(clients, (share * count,))
-    spread = jax.shard_map(some, mesh=mesh, in_specs=(everywhere, everywhere, split), out_specs=split, check_vma=False)
+    spread = jax.shard_map(some, mesh=mesh, in_specs=(common, common, split), out_specs=split, check_vma=False)
     return jax.tree.map(lambda leaf: leaf[: len(clients)], spread(state, population, padded))
+
+
+def everywhere(tree: PyTree, devices: Sequence[jax.Device] | None) -> PyTree:
+    """The same tree on all of the devices; as it is where there is one or none."""
+    if devices is None or len(devices) < 2 or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.device_put(tree, jax.sharding.NamedSharding(_mesh(devices), jax.sharding.PartitionSpec()))
+
+
+def _mesh(devices: Sequence[jax.Device] | None) -> jax.sharding.Mesh:
+    return jax.make_mesh((len(devices or ()),), ("clients",), (jax.sharding.AxisType.Auto,), devices=devices)

@@ -70,6 +70,7 @@ class Rounds:
         there to be compared with.
       num_rounds: how many make a run.
       order: `order(key, state, population, client) -> ids`, which examples a client trained on in a round.
+      place: puts a tree, such as a population, on all devices of the rounds, where it then needs no copying in `step`.
     """
 
     init: Callable[[PyTree], State]
@@ -77,6 +78,7 @@ class Rounds:
     plain_step: Callable[[jax.Array, State, Population], tuple[State, Sent]]
     num_rounds: int
     order: Callable[[jax.Array, State, Population, int], np.ndarray]
+    place: Callable[[PyTree], PyTree]
 
 
 def fedavg(
@@ -238,9 +240,13 @@ def fedavg(
         updates = lanes_of_clients.each(one, clients, state, given, at_once=clients_at_once, devices=devices)
         return aggregate(state, given, clients, updates)
 
+    def place(tree: PyTree) -> PyTree:
+        return lanes_of_clients.everywhere(tree, devices)
+
     def step(key: jax.Array, state: State, given: Population) -> tuple[State, Sent]:
         check(given)
-        return compiled(key, state, given)
+        # Where the last round left it: one that lies elsewhere would compile the round again.
+        return compiled(key, place(state), given)
 
     jitted: dict[bool, Callable[..., Any]] = {}
 
@@ -272,7 +278,7 @@ def fedavg(
         ids, counts, taken = map(np.asarray, examples(jax.random.fold_in(key, state.round), given, jnp.asarray(client)))
         return ids[counts & taken[:, None]]
 
-    return Rounds(init, step, plain_step, int(num_rounds), order)
+    return Rounds(init, step, plain_step, int(num_rounds), order, place)
 
 
 def fedsgd(

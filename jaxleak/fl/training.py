@@ -128,6 +128,7 @@ def train(
             )
     kept = _Kept(rounds, params, population, key, checkpoint, about)
     state, curve, leaks = kept.load()
+    population = rounds.place(population)
     excluded: list[int] = []
     started, written = time.perf_counter(), time.monotonic()
     with (
@@ -151,7 +152,7 @@ def train(
             if ended or interrupted() or time.monotonic() - written >= _CHECKPOINT_SECONDS:
                 kept.save(state, curve, leaks)
                 written = time.monotonic()
-            if interrupted() and not ended:
+            if interrupted():
                 raise Interrupted(Trained(state.params, tuple(curve), tuple(leaks)), number + 1)
     return Trained(state.params, tuple(curve), tuple(leaks))
 

@@ -10,7 +10,7 @@ import rich.console
 from PIL import Image
 
 import jaxleak as jl
-from jaxleak.experiments import folder, picture, report, summary
+from jaxleak.experiments import defending, folder, picture, report, summary
 from jaxleak.experiments.evaluation import Evaluation
 from jaxleak.experiments.outcome import Outcome
 
@@ -33,6 +33,7 @@ def made_up(batches=2, seeds=3, batch_size=1, shape=(12, 12, 3), class_names=("a
     config = {
         "attack": "idlg",
         "defense": "none",
+        "informed": False,
         "model": "lenet",
         "data": "photos",
         "split": "test",
@@ -43,9 +44,10 @@ def made_up(batches=2, seeds=3, batch_size=1, shape=(12, 12, 3), class_names=("a
         "normalise": True,
         **config,
     }
+    defenses = defending.described(defending.parse(config["defense"]))
     record = {
         "command": "jaxleak attack",
-        "defense_settings": {},
+        "defenses": defenses,
         "date": "today",
         "device": "none",
         "commit": None,
@@ -145,7 +147,7 @@ def test_page_says_what_was_measured():
     assert f"{median:.1f} ({low:.1f} to {high:.1f})" in text
     assert f"After 2 of 5 steps: Half of the images were rebuilt at {median:.1f} dB or better" in text
     assert "granted: the attacker is told the true labels" in text
-    assert "clip; the attack matches as if there were none" in text
+    assert "clip max_norm=4.0; the attacker matches as if there were none" in text
     assert "6 lanes: 6 finished; 6 restarts; 2 steps in 1.0 s" in text
 
 
