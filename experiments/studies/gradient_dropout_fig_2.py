@@ -8,7 +8,7 @@ informed attackers of the other two defenses; ours are in the rows beside the pl
 Differs from the paper in: iDLG has one image, as it reads one label; IG takes labels as ZLR finds them. The stddevs of
 DP-SGD between its ends are ours, two of them named in the text. Untrained models; the paper does not say.
 Command: python -m jaxleak.experiments.studies.gradient_dropout_fig_2 --data-dir FOLDER
-  `--only soteria` runs the defenses with that in their text, `--attack idlg` those attacks; other rows stay.
+  `--only soteria` runs the defenses with that in their text, `--attack idlg` that attack; other rows stay.
 Time: see `seconds` in the rows; the scale minutes is estimated at twenty minutes on two cores.
 Expect: the paper's order: dropout and Soteria low, DP-SGD falling with its noise, and informed Soteria at no defense.
 
@@ -28,6 +28,7 @@ import tyro
 
 from jaxleak import labels
 from jaxleak.experiments import data, leakage, study
+from jaxleak.names import lookup
 
 KEEPS = (0.96, 0.94, 0.92, 0.9, 0.8, 0.7, 0.6)
 FRACTIONS = (0.04, 0.06, 0.08, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -78,7 +79,7 @@ class Options(study.Options):
 
     Attributes:
       only: run the defenses that have this in their text.
-      attack: run the attacks that have this in their name.
+      attack: run this attack alone; all by default.
     """
 
     only: str = ""
@@ -92,10 +93,12 @@ def main(options: Options) -> list[dict]:
     chosen = [text for text in defenses if options.only in text]
     if not chosen:
         raise ValueError(f"only={options.only!r}: in no defense of {', '.join(defenses)}")
+    if options.attack:
+        lookup("attack", options.attack, dict.fromkeys(attacks))
     known = accuracies(options.out, model=model, dataset=name)
     parts = []
     for attack, (images, batch_size, seeds, num_steps) in attacks.items():
-        if options.attack not in attack:
+        if options.attack not in ("", attack):
             continue
         given = leakage.clients(
             chosen, model=model, dataset=dataset, images=images, batch_size=batch_size, model_settings=settings

@@ -34,6 +34,7 @@ import tyro
 
 from jaxleak.experiments import data, folder, leakage, study
 from jaxleak.experiments.verdicts import Claim, described, verdicts
+from jaxleak.names import lookup
 
 TOTAL_VARIATION = 1e-2
 ATTACKS = ("dlg", "idlg", "inverting_gradients")
@@ -100,7 +101,9 @@ def main(options: Options) -> list[dict]:
     chosen = [text for text in defenses if options.only in text]
     if not chosen:
         raise ValueError(f"only={options.only!r}: in no defense of {', '.join(defenses)}")
-    attacks = [attack for attack in ATTACKS if options.attack in ("", attack)]
+    if options.attack:
+        lookup("attack", options.attack, dict.fromkeys(ATTACKS))
+    attacks = (options.attack,) if options.attack else ATTACKS
     given = leakage.clients(chosen, model="lenet", dataset=dataset, images=images, normalise=False)
     parts = [
         functools.partial(_part, given, program, attack, seeds, steps[attack])

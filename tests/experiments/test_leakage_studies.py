@@ -24,7 +24,7 @@ PNG = b"\x89PNG"
 def grid(tmp_path_factory):
     """Rows of one attack of the leakage grid at the scale of seconds, and their folder."""
     out = tmp_path_factory.mktemp("results")
-    return out, leakage_grid.main(leakage_grid.Options(scale="seconds", out=out, attack="inverting"))
+    return out, leakage_grid.main(leakage_grid.Options(scale="seconds", out=out, attack="inverting_gradients"))
 
 
 def test_the_grid_has_a_row_for_each_attacker(grid):
@@ -296,3 +296,6 @@ def test_a_part_that_selects_nothing_is_refused(tmp_path):
     for module in (leakage_grid, gradient_dropout_fig_2, lrp_fig_2):
         with pytest.raises(ValueError, match="only='nothing'"):
             module.main(module.Options(scale="seconds", out=tmp_path, only="nothing"))
+    for module in (leakage_grid, gradient_dropout_fig_2):
+        with pytest.raises(ValueError, match="unknown attack 'ildg': known are idlg"):
+            module.main(module.Options(scale="seconds", out=tmp_path, attack="ildg"))
