@@ -16,6 +16,8 @@ ROWS = [
 
 def figures(row):
     """What the page has to say of a row, as it is written there."""
+    if "effective_entries" in row:
+        return [f"{row['effective_entries']:.4g}"]
     if "accuracy" in row:
         return [f"{row['accuracy']:.3f}"]
     if "rates" in row and isinstance(row["rates"][0], dict):
@@ -39,6 +41,22 @@ def test_every_row_is_on_the_page(file, row):
     words = section.replace("|", " ").split()
     assert [figure for figure in figures(row) if figure not in words] == []
     assert {"commit", "date", "device", "versions", "study", "scale"} <= set(row)
+
+
+THEOREMS = [row.values[1] for row in ROWS if "effective_entries" in row.values[1]]
+
+
+@pytest.mark.parametrize("case", sorted({(row["model"], row["dataset"], row["batch_size"]) for row in THEOREMS}))
+def test_the_worst_of_the_theorems_is_on_the_page(case):
+    rows = [row for row in THEOREMS if (row["model"], row["dataset"], row["batch_size"]) == case]
+    above = {row["keep"]: row["share_above"]["0.05"] for row in rows if row["stddev"] == 5e-3}
+    worst = [
+        f"{min(row['distance'] / row['bound'] for row in rows):.1f}",
+        f"{max(row['z'] for row in rows):.1f}",
+        *(f"{100 * above[keep]:.1f} %" for keep in (0.6, 0.1)),
+    ]
+    words = [*map(str, case), str(rows[0]["entries"]), f"{rows[0]['effective_entries']:.4g}", *worst]
+    assert f"| {' | '.join(words)} |" in PAGE.splitlines()
 
 
 def test_no_number_of_the_tables_is_without_a_row():
