@@ -3,7 +3,8 @@
 from jaxleak.fl import partition, secure_sum
 from jaxleak.fl.clients import Client, Population, population
 from jaxleak.fl.evaluation import evaluation
-from jaxleak.fl.rounds import SCHEDULES, SCHEMES, Rounds, Sent, State, fedavg, fedsgd
+from jaxleak.fl.rounds import SCHEDULES, Rounds, fedavg, fedsgd
+from jaxleak.fl.server import SCHEMES, Sent, State
 from jaxleak.fl.training import Interrupted, Recorded, Trained, train
 
 __all__ = [

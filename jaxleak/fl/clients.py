@@ -35,6 +35,11 @@ class Population:
         """How many clients there are."""
         return len(self.sizes)
 
+    @property
+    def shares(self) -> np.ndarray:
+        """Their parts of all examples, p_k [clients]."""
+        return np.asarray(self.sizes, np.float32) / sum(self.sizes)
+
 
 class Client(NamedTuple):
     """What a client knows when it chooses its defense. Inside the compiled round, all but one are arrays of a lane.

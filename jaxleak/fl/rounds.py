@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,50 +13,17 @@ import optax
 from jaxleak import names, validate, variables
 from jaxleak.base import Batch
 from jaxleak.fl import clients as clients_
-from jaxleak.fl import lanes_of_clients, local
+from jaxleak.fl import lanes_of_clients, local, server
 from jaxleak.fl.clients import Client, Population
+from jaxleak.fl.server import SCHEMES, Sent, State
 
 PyTree = Any
 
-# How the server weighs what clients send.
-SCHEMES = {
-    "I": "the mean of the updates; each client multiplies its learning rate by p_k N instead (Li et al. 2020)",
-    "I_printed": "N / K times the sum of p_k W_k, as eq. 3 of papers/learning_rate_perturbation is printed",
-    "II": "the mean of the updates weighted by p_k among the clients of the round",
-}
 SCHEDULES = ("constant", "cosine")
 DEFENDED = ("steps", "update")
 
 # Folded into the key of a round, for what is drawn besides the clients' own numbers.
 _CHOICE, _DEFENSES = 2**31 - 1, 2**31 - 2
-
-
-class State(NamedTuple):
-    """What the next round needs.
-
-    Attributes:
-      params: of the global model, as `loss_fn` takes them.
-      round: how many rounds there were.
-    """
-
-    params: PyTree
-    round: jax.Array
-
-
-class Sent(NamedTuple):
-    """What the server received in a round.
-
-    Attributes:
-      clients: which ones took part [clients_per_round].
-      update: what each of them sent, params - new_params, with a leading axis of clients.
-      finite: whether all of it is finite [clients_per_round]; what is not is not averaged.
-      learning_rate: that each was meant to use, before any defense [clients_per_round].
-    """
-
-    clients: jax.Array
-    update: PyTree
-    finite: jax.Array
-    learning_rate: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +91,7 @@ def fedavg(
         in units of a gradient there: divided by the client's learning rate and its number of steps, and multiplied by
         them again.
       clients_at_once: how many clients are computed side by side as lanes of a vmap; others wait. One by one on a CPU,
-        where their patches then stay in its caches (`benchmarks/results/README.md`); all elsewhere.
+        which was faster there (`benchmarks/results/README.md`); all elsewhere.
       devices: clients are split over them; the default device alone by default.
       **form: `fast_convolutions` and `precision`, as `jaxleak.observe.gradient` has them.
 
@@ -152,7 +119,7 @@ def fedavg(
         rate = jnp.asarray(learning_rate, jnp.float32)
         rate = rate[client] if rate.ndim else rate
         if scheme == "I":
-            rate = rate * jnp.asarray(_shares(given))[client] * given.num_clients
+            rate = rate * jnp.asarray(given.shares)[client] * given.num_clients
         if schedule == "cosine":
             rate = rate * 0.5 * (1 + jnp.cos(jnp.pi * state.round / num_rounds))
         return rate
@@ -165,7 +132,7 @@ def fedavg(
 
     def facts(key: jax.Array, given: Population, client: Any) -> Client:
         own = jax.random.fold_in(jax.random.fold_in(key, _DEFENSES), client)
-        return Client(client, jnp.asarray(_shares(given))[client], given.num_labels[client], own, given.num_clients)
+        return Client(client, jnp.asarray(given.shares)[client], given.num_labels[client], own, given.num_clients)
 
     def optimizer_of(client: Client, rate: Any) -> optax.GradientTransformationExtraArgs:
         parts = [] if defense is None or defended == "update" else [defense(client)]
@@ -202,28 +169,10 @@ def fedavg(
         moved = jax.tree.map(jnp.subtract, trainable, new)
         return leave(client, rate, moved, trainable, jnp.sum(taken))
 
-    def aggregate(state: State, given: Population, clients: jax.Array, updates: PyTree) -> tuple[State, Sent]:
-        trainable, statistics = variables.split(state.params)
-        finite = jax.vmap(lambda tree: jnp.all(jnp.stack([jnp.all(jnp.isfinite(u)) for u in jax.tree.leaves(tree)])))(
-            updates
-        )
-        weights = jnp.where(finite, 1.0 if scheme == "I" else jnp.asarray(_shares(given))[clients], 0.0)
-        if scheme == "I_printed":
-            # N / K sum p_k W_k, where W_k = W - update_k; its weights do not sum to one.
-            weights = weights * given.num_clients / jnp.maximum(jnp.sum(finite), 1)
-        else:
-            total = jnp.sum(weights)
-            weights = weights / jnp.where(total > 0, total, 1.0)
-        kept = jnp.where(jnp.any(finite) & (scheme == "I_printed"), jnp.sum(weights), 1.0)
-
-        def apply(leaf: jax.Array, sent: jax.Array) -> jax.Array:
-            shape = (-1,) + (1,) * leaf.ndim
-            sound = jnp.where(finite.reshape(shape), sent, 0.0)
-            return (kept * leaf - jnp.sum(weights.reshape(shape) * sound, 0)).astype(leaf.dtype)
-
-        new = variables.merge(jax.tree.map(apply, trainable, updates), statistics)
+    def received(state: State, given: Population, clients: jax.Array, updates: PyTree) -> tuple[State, Sent]:
         rates = jax.vmap(lambda client: rate_of(state, given, client))(clients)
-        return State(new, state.round + 1), Sent(clients, updates, finite, rates)
+        sent = Sent(clients, updates, server.finite(updates), rates)
+        return server.aggregate(scheme, state, given, sent), sent
 
     def check(given: Population) -> None:
         clients_.check("learning_rate", learning_rate, given)
@@ -238,7 +187,7 @@ def fedavg(
         clients = chosen(key, given)
         one = functools.partial(train, key)
         updates = lanes_of_clients.each(one, clients, state, given, at_once=clients_at_once, devices=devices)
-        return aggregate(state, given, clients, updates)
+        return received(state, given, clients, updates)
 
     def place(tree: PyTree) -> PyTree:
         return lanes_of_clients.everywhere(tree, devices)
@@ -272,7 +221,7 @@ def fedavg(
                 carry = jitted[partial](client, rate, statistics, carry, Batch(x[ids[i]], y[ids[i]]), counts[i])
             moved = jax.tree.map(jnp.subtract, trainable, carry[0])
             updates.append(leave(client, rate, moved, trainable, int(np.sum(taken))))
-        return aggregate(state, given, clients, jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates))
+        return received(state, given, clients, jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates))
 
     def order(key: jax.Array, state: State, given: Population, client: int) -> np.ndarray:
         ids, counts, taken = map(np.asarray, examples(jax.random.fold_in(key, state.round), given, jnp.asarray(client)))
@@ -300,11 +249,6 @@ def fedsgd(
     Source: McMahan et al. 2017, §2.
     """
     return fedavg(loss_fn, learning_rate=learning_rate, num_rounds=num_rounds, batch_size=None, num_steps=1, **settings)
-
-
-def _shares(given: Population) -> np.ndarray:
-    """p_k, the clients' parts of all examples."""
-    return np.asarray(given.sizes, np.float32) / sum(given.sizes)
 
 
 def _at_most(count: int | None, given: Population) -> int:

@@ -15,7 +15,8 @@ from jaxleak import interrupts, validate, variables
 from jaxleak import progress as progress_
 from jaxleak.base import Batch, Leak
 from jaxleak.fl.clients import Population
-from jaxleak.fl.rounds import Rounds, Sent, State
+from jaxleak.fl.rounds import Rounds
+from jaxleak.fl.server import Sent, State
 
 PyTree = Any
 
