@@ -33,7 +33,7 @@ _LARGEST_WINDOW_AT_ONCE = 9
 
 # When neighbouring outputs are computed as one: windows larger than those above, no more features than this, no more
 # arithmetic than this many times as much, and this many positions for each feature, since the kernel has to be unfolded
-# once for them all. One image of the LeNet of the attacks has fewer, and is slower so.
+# once for them all.
 _MOST_FEATURES, _MOST_ARITHMETIC, _FEWEST_POSITIONS = 16, 1.5, 32
 
 

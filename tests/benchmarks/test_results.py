@@ -76,8 +76,22 @@ def test_every_number_of_local_steps_is_on_the_page(case):
         assert {"commit", "date", "device", "versions", "load_average"} <= set(row)
 
 
+FEDERATION = rows("federation.jsonl", "federation")
+
+
+@pytest.mark.parametrize("row", FEDERATION, ids=lambda row: str(row["batch_size"]))
+def test_every_round_is_on_the_page(row):
+    median = {side: spread["median"] for side, spread in row["seconds"].items()}
+    figures = [f"{median[side]:.4g}" for side in ("lanes", "lanes_vmapped", "plain", "plain_native")]
+    ratios = [row["times_as_fast_as_plain"]["lanes"]["median"], median["plain_native"] / median["lanes"]]
+    case = [f"{row['clients']} clients, {row['dataset']}", str(row["batch_size"])]
+    assert [*case, *figures, *(f"{ratio:.2f}" for ratio in ratios)] in LINES
+    assert row["largest_difference"] < 1e-7
+    assert {"commit", "date", "device", "versions"} <= set(row)
+
+
 def test_no_line_of_the_tables_is_without_a_row():
     tables = [(f"{name}.jsonl", name) for name in ("convolutions", "profile", "depth")] + [("steps.jsonl", "step")]
-    headings = len(tables) + 1
+    headings = len(tables) + 2
     local_steps = {(row["model"], row["steps"], row["lanes"]) for row in FEDAVG}
-    assert len(LINES) - headings == sum(len(rows(*table)) for table in tables) + len(local_steps)
+    assert len(LINES) - headings == sum(len(rows(*table)) for table in tables) + len(local_steps) + len(FEDERATION)
