@@ -18,6 +18,10 @@ def figures(row):
     """What the page has to say of a row, as it is written there."""
     if "effective_entries" in row:
         return [f"{row['effective_entries']:.4g}"]
+    if "claims" in row:
+        return [f"{row['claims']['largest_difference']:.2f}"]
+    if "curve" in row:
+        return [f"{row['accuracy']:.2f}"]
     if "accuracy" in row:
         return [f"{row['accuracy']:.3f}"]
     if "rates" in row and isinstance(row["rates"][0], dict):
