@@ -137,6 +137,15 @@ def test_a_cosine_expects_less_under_noise():
     assert found == pytest.approx(1 - 1 / (1 + stddev**2), abs=0.02)
 
 
+def test_an_expected_cosine_prefers_larger_gradients_than_the_truths():
+    truth = {"a": jax.random.normal(KEY, (2_000,))}
+    received = sent(defenses.gaussian_noise(2.0, key=jax.random.key(8)), truth)
+    informed = adaptive.gaussian_noise(2.0).of(distances.cosine)
+    larger = jax.tree.map(lambda leaf: 10 * leaf, truth)
+    assert float(informed(larger, received)) < float(informed(truth, received)) - 0.1
+    np.testing.assert_allclose(distances.cosine(larger, received), distances.cosine(truth, received), rtol=1e-5)
+
+
 def test_a_chain_is_adapted_to_in_its_order(scenario):
     case = scenario("mlp")
     observe = jl.observe.adapted(jl.observe.adapted(case.observe, adaptive.clip(0.1)), adaptive.quantize(2))
