@@ -219,8 +219,8 @@ def gaussian_noise(
     """Minimises the expectation of the distance over the noise, with draws of the attacker's own.
 
     For squared L2 that adds a constant, so it changes nothing. A cosine with noise on the candidate's side falls where
-    the candidate's gradient grows, so its least value is not at the truth; inverting gradients rebuilt less with it than
-    without (`experiments/results/README.md`).
+    the candidate's gradient grows, so its least value is not at the truth; inverting gradients rebuilt less with it
+    than without (`experiments/results/README.md`).
 
     Args:
       stddev: of the defense.

@@ -1,7 +1,7 @@
 """Max pooling with a cheap derivative, for windows that do not overlap.
 
-The derivatives of XLA's own max pooling select and scatter window by window. Where windows lie side by side, a maximum over them is a few maxima of strided slices, and all of
-its derivatives are selections.
+The derivatives of XLA's own max pooling select and scatter window by window. Where windows lie side by side, a maximum
+over them is a few maxima of strided slices, and all of its derivatives are selections.
 """
 
 import functools
