@@ -18,6 +18,8 @@ def figures(row):
     """What the page has to say of a row, as it is written there."""
     if "effective_entries" in row:
         return [f"{row['effective_entries']:.4g}"]
+    if "informed" in row:
+        return [f"{row['psnr_median']:.2f}", f"{row['ssim_median']:.3f}"]
     if "claims" in row:
         return [f"{row['claims']['largest_difference']:.2f}"]
     if "curve" in row:
