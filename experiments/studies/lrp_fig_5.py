@@ -3,8 +3,8 @@
 Paper: papers/learning_rate_perturbation §5.4, Fig. 5: MNIST, non-IID as in §5.1; vanilla training by scheme I, the same
 with personal rates ("scaled"), LRP, and ada-LRP. It has a plot and no figures.
 Command: python -m jaxleak.experiments.studies.lrp_fig_5 --data-dir FOLDER
-Time: seconds where `lrp_table_2` has left its rows of the same scale in the same folder; else about 15 minutes at the
-scale minutes on two cores.
+Time: seconds where `lrp_table_2` has left its rows of the same scale in the same folder; else estimated at
+15 minutes at the scale minutes on two cores.
 Expect: perturbation changes the curve little; personal rates are ahead, perturbed or not.
 
 The runs are those of the non-IID part of `lrp_table_2`, with its differences from the paper. Rows that are found there

@@ -5,7 +5,7 @@ client 2 has 100 of each of the others; rates from {.005, .01, .02}, each fixed 
 U(0, 2 rate); CNN, MLP and logistic regression, 100 rounds, three runs. Best at (.005, .02), worst at (.02, .005) on all
 models: CNN 94.21 and 85.97, MLP 89.18 and 85.50, logistic regression 87.22 and 85.35.
 Command: python -m jaxleak.experiments.studies.lrp_table_1 --data-dir FOLDER
-Time: about 20 minutes at the scale minutes on two cores; see `seconds` in the rows.
+Time: see `seconds` in the rows; those of the CNN were taken beside other work.
 Expect: the same best and worst pairs, and perturbed within a point of unperturbed. The last row of a model says.
 
 All pairs, perturbed or not, are lanes of one program, which runs once a seed: the seed gives the initial parameters,

@@ -5,7 +5,7 @@ none, Gaussian and Laplacian noise of variance 0.1, mixed quantization: MNIST 97
 86.8, 73.8, 66.19, 85.22; CIFAR-10 60.04, 42.64, 33.41, 58.9. What is quantized is what a client sends, and the server
 dequantizes it; where noise is added is not said.
 Command: python -m jaxleak.experiments.studies.survey_table_i --data-dir FOLDER
-Time: about 40 minutes at the scale minutes on two cores; see `seconds` in the rows.
+Time: see `seconds` in the rows; the first of them was stopped for a while, and others waited for their turn.
 Expect: none and quantization level, noise below. Two noises of the same variance differ less, if at all, than the
 paper's: the mean over clients and steps makes both of them Gaussian.
 

@@ -32,7 +32,8 @@ class Recorded(NamedTuple):
       client: which one.
       learning_rate: that the client was meant to use.
       leak: what the server holds: the parameters it sent out, and the client's update, `params - new_params`.
-      ids: the examples that the client trained on, in its order, as rows of the population; for metrics alone.
+      ids: the examples that the client trained on, in its order and again in each epoch, as rows of the population; for
+        metrics alone.
     """
 
     round: int
@@ -54,11 +55,13 @@ class Trained(NamedTuple):
       curve: a dict for each evaluated round: `round` (how many there were), what `evaluate` found, `seconds` since
         this process started on it, and `excluded`, the clients whose updates were not finite since the last one.
       leaks: what was recorded.
+      excluded: pairs (round, client), from 0, whose updates were not finite and left out of the mean.
     """
 
     params: PyTree
     curve: tuple[dict[str, Any], ...]
     leaks: tuple[Recorded, ...]
+    excluded: tuple[tuple[int, int], ...] = ()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -128,9 +131,8 @@ def train(
                 f"0..{population.num_clients - 1}"
             )
     kept = _Kept(rounds, params, population, key, checkpoint, about)
-    state, curve, leaks = kept.load()
+    state, curve, leaks, excluded = kept.load()
     population = rounds.place(population)
-    excluded: list[int] = []
     started, written = time.perf_counter(), time.monotonic()
     with (
         interrupts.deferred() as interrupted,
@@ -139,23 +141,24 @@ def train(
         while (number := int(state.round)) < rounds.num_rounds:
             before = state
             state, sent = rounds.step(key, state, population)
-            excluded += _not_finite(sent, number, nonfinite)
+            excluded += [(number, client) for client in _not_finite(sent, number, nonfinite)]
             leaks += _recorded(rounds, key, before, population, sent, number, record)
             if evaluate is not None and ((number + 1) % every == 0 or number + 1 == rounds.num_rounds):
                 found = dict(evaluate(state.params))
                 seconds = round(time.perf_counter() - started, 2)
-                curve.append({"round": number + 1, **found, "seconds": seconds, "excluded": excluded})
-                excluded = []
+                last = curve[-1]["round"] if curve else 0
+                new = [client for of_round, client in excluded if of_round >= last]
+                curve.append({"round": number + 1, **found, "seconds": seconds, "excluded": new})
                 if on_round is not None:
                     on_round(curve[-1])
             report(number + 1, curve[-1].get("accuracy", float("nan")) if curve else float("nan"))
             ended = number + 1 == rounds.num_rounds
             if ended or interrupted() or time.monotonic() - written >= _CHECKPOINT_SECONDS:
-                kept.save(state, curve, leaks)
+                kept.save(state, curve, leaks, excluded)
                 written = time.monotonic()
             if interrupted():
-                raise Interrupted(Trained(state.params, tuple(curve), tuple(leaks)), number + 1)
-    return Trained(state.params, tuple(curve), tuple(leaks))
+                raise Interrupted(Trained(state.params, tuple(curve), tuple(leaks), tuple(excluded)), number + 1)
+    return Trained(state.params, tuple(curve), tuple(leaks), tuple(excluded))
 
 
 def _not_finite(sent: Sent, number: int, nonfinite: str) -> list[int]:
@@ -182,7 +185,7 @@ def _recorded(
         if (number, client) in record:
             update = jax.tree.map(lambda leaf, place=place: leaf[place], sent.update)
             ids = rounds.order(key, before, population, client)
-            leak = Leak(before.params, update, len(ids))
+            leak = Leak(before.params, update, len(np.unique(ids)))
             found.append(Recorded(number, client, float(sent.learning_rate[place]), leak, ids))
     return found
 
@@ -214,11 +217,14 @@ class _Kept:
             "platform": jax.default_backend(),
         }
 
-    def save(self, state: State, curve: list[dict[str, Any]], leaks: list[Recorded]) -> None:
+    def save(
+        self, state: State, curve: list[dict[str, Any]], leaks: list[Recorded], excluded: list[tuple[int, int]]
+    ) -> None:
         if self._path is None:
             return
         arrays = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
         arrays["curve"] = np.frombuffer(json.dumps(curve).encode(), np.uint8)
+        arrays["excluded"] = np.asarray(excluded, np.int64).reshape(-1, 2)
         for i, one in enumerate(leaks):
             arrays[f"leak/{i}/about"] = np.asarray([one.round, one.client, one.leak.num_examples])
             arrays[f"leak/{i}/learning_rate"] = np.asarray(one.learning_rate)
@@ -227,10 +233,10 @@ class _Kept:
                 arrays[f"leak/{i}/{j}"] = np.asarray(leaf)
         checkpoints.write(self._path, arrays, self._parts)
 
-    def load(self) -> tuple[State, list[dict[str, Any]], list[Recorded]]:
+    def load(self) -> tuple[State, list[dict[str, Any]], list[Recorded], list[tuple[int, int]]]:
         found = None if self._path is None else checkpoints.read(self._path, self._parts)
         if found is None:
-            return self._first, [], []
+            return self._first, [], [], []
         state = self._like(self._first, found, "state")
         curve = json.loads(found["curve"].tobytes())
         leaks = []
@@ -241,7 +247,8 @@ class _Kept:
             params, update = self._like((self._first.params, trainable), found, name)
             rate, ids = float(found[f"{name}/learning_rate"]), found[f"{name}/ids"]
             leaks.append(Recorded(number, client, rate, Leak(params, update, count), ids))
-        return state, curve, leaks
+        excluded = [(int(number), int(client)) for number, client in found["excluded"]]
+        return state, curve, leaks, excluded
 
     @staticmethod
     def _like(tree: PyTree, found: Mapping[str, np.ndarray], name: str) -> PyTree:

@@ -1,5 +1,6 @@
 """The driver: curves, checkpoints, recorded leaks, and clients that send NaN."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -108,6 +109,26 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
     assert (int(resumed[0]), int(whole[0])) == (2, 0)
 
 
+def test_who_was_excluded_before_a_stop_is_named_after_it(loss_fn, params, population, tmp_path, control_c):
+    rounds, everyone = spoiled(loss_fn, (1,), num_rounds=3), population((4, 3, 2))
+    arguments = {"nonfinite": "exclude", "every": 3, "checkpoint": tmp_path / "run.safetensors"}
+    stopping = dataclasses.replace(
+        rounds, step=lambda *given: (signal.raise_signal(signal.SIGINT), rounds.step(*given))[1]
+    )
+    with pytest.raises(jl.fl.Interrupted) as stopped:
+        jl.fl.train(stopping, params, everyone, KEY, evaluate=lambda params: {}, **arguments)
+    assert stopped.value.trained.excluded == ((0, 1),)
+    found = jl.fl.train(rounds, params, everyone, KEY, evaluate=lambda params: {}, **arguments)
+    assert found.excluded == ((0, 1), (1, 1), (2, 1))
+    assert found.curve[-1]["excluded"] == [1, 1, 1]
+
+
+def test_an_example_of_two_epochs_counts_once(loss_fn, params, population):
+    rounds = jl.fl.fedavg(loss_fn, learning_rate=0.2, num_rounds=1, batch_size=2, num_epochs=2)
+    (one,) = jl.fl.train(rounds, params, population((4, 5)), KEY, record=[(0, 1)]).leaks
+    assert (one.leak.num_examples, len(one.ids)) == (5, 10)
+
+
 def test_a_checkpoint_of_another_run_is_refused(rounds, loss_fn, params, population, tmp_path):
     everyone, path = population((4, 3, 2)), tmp_path / "run.safetensors"
     jl.fl.train(rounds, params, everyone, KEY, checkpoint=path, about={"defense": "none"})
@@ -159,6 +180,8 @@ def test_a_client_that_sends_nan_is_refused_by_name_or_excluded_by_name(loss_fn,
         spoiled(loss_fn, (0, 2)), params, everyone, KEY, nonfinite="exclude", evaluate=lambda params: {}, every=2
     )
     assert found.curve[-1]["excluded"] == [0, 2, 0, 2]
+    assert found.excluded == ((0, 0), (0, 2), (1, 0), (1, 2))
+    assert jl.fl.train(spoiled(loss_fn, (1,)), params, everyone, KEY, nonfinite="exclude").excluded == ((0, 1), (1, 1))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
     # What is left is the training of the other client alone.
     alone = jl.fl.train(
