@@ -159,9 +159,9 @@ def test_a_thousand_images_take_less_than_two_seconds(assignment):
     x = random.random((1000, 1, 32, 32, 3), np.float32)
     order = random.permutation(1000)
     first, second = jl.Batch(x, None), jl.Batch(np.clip(x[order] + 0.02, 0, 1), None)
-    started = time.perf_counter()
+    started = time.process_time()
     pairs = epochs.match(first, second, labels=False, assignment=assignment)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert epochs.success_rate(pairs, np.arange(1000), order) == 1.0
 
 
