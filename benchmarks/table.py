@@ -6,7 +6,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from jaxleak.experiments.summary import plural
+from jaxleak.experiments.words import plural
 
 Row = dict[str, Any]
 

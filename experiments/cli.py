@@ -13,9 +13,9 @@ import tyro
 import jaxleak as jl
 from jaxleak import distributed
 from jaxleak.benchmarks.bench import BenchConfig
-from jaxleak.experiments.attack import AttackConfig
+from jaxleak.experiments.attack.command import AttackConfig
 from jaxleak.experiments.machine import REFUSED
-from jaxleak.experiments.train import TrainConfig
+from jaxleak.experiments.train.command import TrainConfig
 
 FAILED = 1
 INTERRUPTED = 130

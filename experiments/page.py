@@ -6,14 +6,14 @@ from typing import Any
 
 import jinja2
 
-from jaxleak.experiments import summary
+from jaxleak.experiments import words
 
 
 def render(template: str, **values: Any) -> str:
     """A page.
 
     Args:
-      template: a file of this folder.
+      template: a file, as its path from this folder.
       **values: what it shows. Every template has `config`, the settings of the run, and `record`, what `config.json`
         says of how it was made.
     """
@@ -24,9 +24,9 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(_source),
     )
-    environment.filters["number"] = summary.number
+    environment.filters["number"] = words.number
     environment.filters["png"] = lambda content: "data:image/png;base64," + base64.b64encode(content).decode()
-    return environment.get_template(template).render(plural=summary.plural, **values)
+    return environment.get_template(template).render(plural=words.plural, **values)
 
 
 def _source(name: str) -> str:

@@ -13,8 +13,10 @@ import functools
 import tyro
 
 from jaxleak import labels
-from jaxleak.experiments import data, scenario, study
-from jaxleak.experiments.client import Training
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack.client import Training
+from jaxleak.experiments.studies.support import study
 
 RATE, IMAGES = 1e-4, 8
 TABLE = (("inverting_gradients", {"variant": "unsigned"}, "simulation"), ("agic", {}, "one_batch"))

@@ -15,7 +15,9 @@ import pathlib
 import tyro
 
 from jaxleak import labels, models
-from jaxleak.experiments import data, scenario, study
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import study
 
 # scale: model, images, steps, betas
 SCALES = {

@@ -12,7 +12,9 @@ import functools
 import tyro
 
 from jaxleak import labels
-from jaxleak.experiments import data, scenario, study
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import study
 
 # (weights, beta): PSNR on CIFAR-10 and CIFAR-100.
 PAPER = {

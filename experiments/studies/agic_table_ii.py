@@ -14,8 +14,10 @@ import functools
 import tyro
 
 from jaxleak import labels
-from jaxleak.experiments import data, scenario, study
-from jaxleak.experiments.client import Training
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack.client import Training
+from jaxleak.experiments.studies.support import study
 
 RATE, LOCAL_STEPS = 1e-4, 4
 FLAT = {"beta": 1.0, "relu_modifier": False}

@@ -19,8 +19,10 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import labels
-from jaxleak.experiments import data, scenario, study, training
-from jaxleak.experiments.client import Training
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack.client import Training
+from jaxleak.experiments.studies.support import study, training
 
 RATE, LOCAL_STEPS, IMAGES = 1e-4, 4, 8
 # Of the epoch between the two updates.

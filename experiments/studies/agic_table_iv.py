@@ -12,7 +12,9 @@ import functools
 import tyro
 
 from jaxleak import labels
-from jaxleak.experiments import data, scenario, study
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import study
 
 PAPER = {
     ("dlg_adam", 1): (19.908, 0.727),

@@ -25,7 +25,8 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import epochs
-from jaxleak.experiments import data, study, training
+from jaxleak.experiments import data
+from jaxleak.experiments.studies.support import study, training
 
 # (labels, pooling, batch size): rate
 PAPER = {

@@ -19,8 +19,9 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import epochs
-from jaxleak.experiments import data, study, training
+from jaxleak.experiments import data
 from jaxleak.experiments.studies import agic_table_v
+from jaxleak.experiments.studies.support import study, training
 
 PAPER = {"1": (20.379, 0.665), "2": (19.085, 0.626), "1,2": (21.464, 0.697)}
 WEIGHTS = (1.0, 0.1)

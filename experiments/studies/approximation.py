@@ -20,10 +20,12 @@ import numpy as np
 import tyro
 
 import jaxleak as jl
-from jaxleak.experiments import data, folder, scenario, study
-from jaxleak.experiments.client import Training
-from jaxleak.experiments.evaluation import evaluate
-from jaxleak.experiments.studies.plots import over_rates
+from jaxleak.experiments import data, folder
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack.client import Training
+from jaxleak.experiments.attack.evaluation import evaluate
+from jaxleak.experiments.studies.support import study
+from jaxleak.experiments.studies.support.plots import over_rates
 
 IMAGES = 4
 RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

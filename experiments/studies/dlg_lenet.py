@@ -11,7 +11,9 @@ import functools
 
 import tyro
 
-from jaxleak.experiments import data, scenario, study
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import study
 
 # scale: (images, seeds, iterations)
 SCALES = {"seconds": (2, 2, 2), "minutes": (20, 4, 300), "paper": (100, 4, 300)}

@@ -34,8 +34,9 @@ from matplotlib.figure import Figure
 
 import jaxleak as jl
 from jaxleak import models
-from jaxleak.experiments import data, defending, folder, leakage, study, verdicts
+from jaxleak.experiments import data, defending, folder
 from jaxleak.experiments.studies import leakage_grid
+from jaxleak.experiments.studies.support import leakage, study, verdicts
 
 PARTS = ("all", "train", "plot")
 MODEL, RATE = "lenet", 0.1

@@ -27,7 +27,8 @@ from typing import Any
 import tyro
 
 from jaxleak import labels
-from jaxleak.experiments import data, leakage, study
+from jaxleak.experiments import data
+from jaxleak.experiments.studies.support import leakage, study
 from jaxleak.names import lookup
 
 KEEPS = (0.96, 0.94, 0.92, 0.9, 0.8, 0.7, 0.6)

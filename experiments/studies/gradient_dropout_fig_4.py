@@ -24,8 +24,9 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import fl
-from jaxleak.experiments import accuracy, folder, study
-from jaxleak.experiments.accuracy_plot import over_rounds
+from jaxleak.experiments import folder
+from jaxleak.experiments.studies.support import accuracy, study
+from jaxleak.experiments.studies.support.plots import over_rounds
 
 RATES = (0.01, 0.001)
 # Defense, and the accuracy that the paper's text has.

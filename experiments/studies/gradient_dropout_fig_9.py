@@ -33,7 +33,9 @@ from matplotlib.figure import Figure
 
 import jaxleak as jl
 from jaxleak import layers
-from jaxleak.experiments import data, defending, folder, leakage, scenario, study, training
+from jaxleak.experiments import data, defending, folder
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import leakage, study, training
 
 BATCH = 16
 RATE = 0.01

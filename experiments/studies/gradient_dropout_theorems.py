@@ -27,7 +27,9 @@ import numpy as np
 import tyro
 
 import jaxleak as jl
-from jaxleak.experiments import data, folder, scenario, study
+from jaxleak.experiments import data, folder
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import study
 
 MARGINS = (0.01, 0.05, 0.1)
 QUANTILES = (0.01, 0.5, 0.99, 1.0)

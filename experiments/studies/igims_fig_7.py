@@ -14,8 +14,10 @@ import functools
 import tyro
 
 from jaxleak import labels
-from jaxleak.experiments import data, scenario, study
-from jaxleak.experiments.client import Training
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack.client import Training
+from jaxleak.experiments.studies.support import study
 
 RATE = 1e-3
 # scale: model, images of a client, images, steps, local steps

@@ -30,7 +30,8 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import models
-from jaxleak.experiments import data, folder, study
+from jaxleak.experiments import data, folder
+from jaxleak.experiments.studies.support import study
 from jaxleak.labels import recovered
 from jaxleak.labels.classifier import classifier
 

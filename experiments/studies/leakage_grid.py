@@ -19,9 +19,10 @@ Cells that are the same, run once: noise of stddev 0.1 (LRP paper) is variance 1
 noise, at 1e-2 that of variance 1e-4, of which a copy stands in the file with `same_as`.
 
 Verdicts, in `leakage_grid_verdicts-<scale>.jsonl`, by criteria set before there was any result
-(`jaxleak.experiments.verdicts`): a defense stops an attack if the median SSIM of the best seeds by loss is below 0.2,
-the value that papers/gradient_dropout §IV-A calls protected. The survey's claims are judged by the strongest plain
-attack, the largest of the three medians, as the survey knows no other, and beside that by the strongest of all.
+(`jaxleak.experiments.studies.support.verdicts`): a defense stops an attack if the median SSIM of the best seeds by
+loss is below 0.2, the value that papers/gradient_dropout §IV-A calls protected. The survey's claims are judged by the
+strongest plain attack, the largest of the three medians, as the survey knows no other, and beside that by the
+strongest of all.
 """
 
 import dataclasses
@@ -32,8 +33,9 @@ from typing import Any
 
 import tyro
 
-from jaxleak.experiments import data, folder, leakage, study
-from jaxleak.experiments.verdicts import Claim, described, verdicts
+from jaxleak.experiments import data, folder
+from jaxleak.experiments.studies.support import leakage, study
+from jaxleak.experiments.studies.support.verdicts import Claim, described, verdicts
 from jaxleak.names import lookup
 
 TOTAL_VARIATION = 1e-2

@@ -27,7 +27,8 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxleak.experiments import data, folder, leakage, study
+from jaxleak.experiments import data, folder
+from jaxleak.experiments.studies.support import leakage, study
 
 SCALE = 2
 DEFENSE = f"learning_rate_perturbation:scale={SCALE}"

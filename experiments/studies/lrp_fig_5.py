@@ -16,9 +16,10 @@ import json
 
 import tyro
 
-from jaxleak.experiments import folder, study
-from jaxleak.experiments.accuracy_plot import over_rounds
+from jaxleak.experiments import folder
 from jaxleak.experiments.studies import lrp_table_2
+from jaxleak.experiments.studies.support import study
+from jaxleak.experiments.studies.support.plots import over_rounds
 
 METHODS = ("vanilla, scheme I", "vanilla, scaled", "LRP", "ada-LRP")
 SCALES = {scale: parts[0] for scale, parts in lrp_table_2.SCALES.items()}

@@ -30,7 +30,7 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import fl
-from jaxleak.experiments import accuracy, study
+from jaxleak.experiments.studies.support import accuracy, study
 
 RATES = (0.005, 0.01, 0.02)
 PAIRS = tuple(itertools.product(RATES, RATES))

@@ -30,7 +30,7 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import fl
-from jaxleak.experiments import accuracy, study
+from jaxleak.experiments.studies.support import accuracy, study
 
 RATE, SMALLEST, LARGEST = 0.01, 1, 9
 # Method: the scheme of aggregation, and the defense; {zeta} is that of the data set.

@@ -22,7 +22,9 @@ from jax.extend import core
 
 import jaxleak as jl
 from jaxleak import rewriting
-from jaxleak.experiments import data, scenario, study
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import study
 
 # Exponent and mantissa bits that factors keep.
 BITS = {"float32": (8, 23), "tensorfloat32": (8, 10), "bfloat16": (8, 7)}

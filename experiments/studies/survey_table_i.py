@@ -26,7 +26,7 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import fl
-from jaxleak.experiments import accuracy, study
+from jaxleak.experiments.studies.support import accuracy, study
 
 RATE = 0.01
 # Defense, and where it stands.

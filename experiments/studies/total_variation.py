@@ -10,7 +10,9 @@ import functools
 
 import tyro
 
-from jaxleak.experiments import data, scenario, study
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.studies.support import study
 
 WEIGHTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 # scale: model -> (images, seeds, steps, settings); the reference's ConvNet has width 64.

@@ -11,9 +11,9 @@ import pytest
 
 import jaxleak as jl
 from jaxleak import fl, models
-from jaxleak.experiments import accuracy, study
-from jaxleak.experiments.accuracy_plot import over_rounds
 from jaxleak.experiments.studies import gradient_dropout_fig_4, lrp_fig_5, lrp_table_1, lrp_table_2
+from jaxleak.experiments.studies.support import accuracy, study
+from jaxleak.experiments.studies.support.plots import over_rounds
 
 # Rows of the smallest scale.
 STUDIES = {"survey_table_i": 5, "lrp_table_1": 19, "lrp_table_2": 7, "gradient_dropout_fig_4": 2}

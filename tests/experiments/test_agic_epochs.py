@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxleak as jl
-from jaxleak.experiments import data, study, training
+from jaxleak.experiments import data
 from jaxleak.experiments.studies import agic_table_v, agic_table_vi
+from jaxleak.experiments.studies.support import study, training
 
 
 def test_an_epoch_is_plain_sgd_in_the_order_given():

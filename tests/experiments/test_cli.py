@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import jaxleak as jl
-from jaxleak.experiments import cli, folder, running
+from jaxleak.experiments import cli, folder
+from jaxleak.experiments.attack import running
 
 # These tests leave the user's cache of compiled programs alone, and JAX as the other tests of this process have it.
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": "", "JAX_NUM_CPU_DEVICES": "1"}

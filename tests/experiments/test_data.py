@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxleak.experiments import data, photos
+from jaxleak.experiments import data
+from jaxleak.experiments.data import photos
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared" / "data" / "tfds"
 

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxleak.experiments import data, defending, federation, leaks, partitioning, privacy
+from jaxleak.experiments import data, defending
+from jaxleak.experiments.train import federation, leaks, partitioning, privacy
 from jaxleak.fl import partition
 from jaxleak.fl.local import Work
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxleak.experiments import study as studies
 from jaxleak.experiments.studies import gradient_dropout_theorems as study
+from jaxleak.experiments.studies.support import study as studies
 
 
 def test_formulas_of_a_gradient_of_two_entries():

@@ -8,7 +8,8 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 
-from jaxleak.experiments import data, leakage, scenario, study, verdicts
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import scenario
 from jaxleak.experiments.studies import (
     frontier,
     gradient_dropout_fig_2,
@@ -16,6 +17,7 @@ from jaxleak.experiments.studies import (
     leakage_grid,
     lrp_fig_2,
 )
+from jaxleak.experiments.studies.support import leakage, study, verdicts
 
 PNG = b"\x89PNG"
 

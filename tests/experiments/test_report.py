@@ -10,9 +10,10 @@ import rich.console
 from PIL import Image
 
 import jaxleak as jl
-from jaxleak.experiments import defending, folder, picture, report, summary
-from jaxleak.experiments.evaluation import Evaluation
-from jaxleak.experiments.outcome import Outcome
+from jaxleak.experiments import defending, folder, words
+from jaxleak.experiments.attack import picture, report, summary
+from jaxleak.experiments.attack.evaluation import Evaluation
+from jaxleak.experiments.attack.outcome import Outcome
 
 HOSTILE = "</td><script>alert(1)</script>[red]$x_"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -207,7 +208,7 @@ def test_seeds_are_ranked_by_loss_with_diverged_ones_last():
 def test_spread_counts_finite_numbers():
     assert summary.spread([1.0, 2.0, 3.0, np.nan, np.inf]) == (1.5, 2.0, 2.5)
     assert summary.spread([np.nan]) == (None, None, None)
-    assert [summary.number(value, ".1f") for value in (1.25, None, np.nan, np.inf)] == ["1.2", "-", "-", "-"]
+    assert [words.number(value, ".1f") for value in (1.25, None, np.nan, np.inf)] == ["1.2", "-", "-", "-"]
 
 
 def test_long_table_says_what_it_leaves_out():

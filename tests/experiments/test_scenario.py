@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import jaxleak as jl
-from jaxleak.experiments import client, data, scenario
-from jaxleak.experiments.scenario import Training
+from jaxleak.experiments import data
+from jaxleak.experiments.attack import client, scenario
+from jaxleak.experiments.attack.scenario import Training
 
 RATE = 0.05
 

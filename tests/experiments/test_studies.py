@@ -7,11 +7,12 @@ import pkgutil
 
 import pytest
 
-from jaxleak.experiments import studies, study
+from jaxleak.experiments import studies
 from jaxleak.experiments.studies import agic_fig_9
+from jaxleak.experiments.studies.support import study
 
 WEIGHTS = pathlib.Path(__file__).parents[3] / "shared" / "data" / "weights"
-NAMES = [module.name for module in pkgutil.iter_modules(studies.__path__) if module.name != "plots"]
+NAMES = [module.name for module in pkgutil.iter_modules(studies.__path__) if not module.ispkg]
 # Those of the AGIC and IGIMS papers on FedAvg; what the others print is tested beside them.
 FEDAVG = ("agic_table_i", "agic_table_ii", "agic_table_iii", "agic_fig_8", "agic_fig_9", "igims_fig_7", "approximation")
 

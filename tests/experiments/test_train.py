@@ -15,7 +15,8 @@ import pytest
 
 import jaxleak as jl
 from jaxleak import models
-from jaxleak.experiments import cli, data, folder, leaks
+from jaxleak.experiments import cli, data, folder
+from jaxleak.experiments.train import leaks
 from jaxleak.fl import partition
 
 # These tests leave the user's cache of compiled programs alone, and JAX as the other tests of this process have it.

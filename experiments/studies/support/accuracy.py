@@ -14,7 +14,7 @@ import optax
 
 from jaxleak import fl, models
 from jaxleak.experiments import data, defending
-from jaxleak.experiments.dataset import Dataset
+from jaxleak.experiments.data.dataset import Dataset
 
 PyTree = Any
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxleak import names
-from jaxleak.experiments.dataset import Dataset
+from jaxleak.experiments.data.dataset import Dataset
 
 _VERSION = r"\d+\.\d+\.\d+"
 

@@ -11,7 +11,7 @@ import numpy as np
 import jaxleak as jl
 from jaxleak import models, validate
 from jaxleak.experiments import data, defending
-from jaxleak.experiments.client import ASSUMED, Training, assume, sends
+from jaxleak.experiments.attack.client import ASSUMED, Training, assume, sends
 
 __all__ = ["ASSUMED", "Scenario", "Training", "prepare"]
 

@@ -14,8 +14,9 @@ import jaxleak as jl
 from jaxleak import distributed, models, validate
 from jaxleak.attacks.inverting_gradients import VARIANTS
 from jaxleak.experiments import data as datasets
-from jaxleak.experiments import folder, machine, running, scenario
-from jaxleak.experiments.client import ASSUMED
+from jaxleak.experiments import folder, machine
+from jaxleak.experiments.attack import running, scenario
+from jaxleak.experiments.attack.client import ASSUMED
 from jaxleak.experiments.flags import command, flag, known
 from jaxleak.names import lookup
 

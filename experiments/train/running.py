@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from jaxleak import fl
-from jaxleak.experiments import curves, defending, folder
-from jaxleak.experiments.federation import Federation
-from jaxleak.experiments.privacy import Spent
-from jaxleak.experiments.summary import plural
+from jaxleak.experiments import defending, folder
+from jaxleak.experiments.train import curves
+from jaxleak.experiments.train.federation import Federation
+from jaxleak.experiments.train.privacy import Spent
+from jaxleak.experiments.words import plural
 
 
 class _Rows:
@@ -88,11 +89,11 @@ def work(
         folder.discard_if_empty(out)
         raise
     # Imported here since matplotlib takes a second, which `jaxleak --help` need not pay.
-    from jaxleak.experiments import training_report
+    from jaxleak.experiments.train import report
 
     interrupted = stopped_after is not None
     reached = curves.Reached(config, written, runs, first.num_test, interrupted, spent)
-    training_report.leave(reached, out)
+    report.leave(reached, out)
     if interrupted:
         seed = f" of seed {federations[len(runs) - 1].seed}" if len(federations) > 1 else ""
         print(

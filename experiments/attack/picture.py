@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import jaxleak as jl
-from jaxleak.experiments import summary
-from jaxleak.experiments.outcome import Outcome
+from jaxleak.experiments import words
+from jaxleak.experiments.attack.outcome import Outcome
 
 COLUMNS = 8
 MOST_IMAGES = 16
@@ -52,7 +52,7 @@ def reconstructions(outcome: Outcome) -> bytes:
         _draw(truth, outcome.truths.x[batch, i])
         truth.set_title(_short(image.class_name), fontsize=9, parse_math=False)
         _draw(best, outcome.evaluation.x[batch, outcome.evaluation.best[batch], i])
-        psnr = f"{summary.number(image.psnr, '.1f')} dB"
+        psnr = f"{words.number(image.psnr, '.1f')} dB"
         best.text(0.5, -0.05, psnr, transform=best.transAxes, ha="center", va="top", fontsize=9)
         for axis in small:
             _draw(axis, _montage(outcome.evaluation.x[batch, _ranking(outcome, batch)[:MOST_SEEDS], i]))
@@ -88,7 +88,7 @@ def _title(outcome: Outcome, shown: int) -> str:
     taken = f"{outcome.num_steps} of " if outcome.interrupted else ""
     parts = [
         f"{config['attack']} on {config['model']}, {config['data']}{defense}: "
-        f"{taken}{summary.plural(config['num_steps'], 'step')}, {summary.plural(seeds, 'seed')}"
+        f"{taken}{words.plural(config['num_steps'], 'step')}, {words.plural(seeds, 'seed')}"
     ]
     if total > batches:
         parts.append(f", batches of {total // batches}")

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 import jaxleak as jl
-from jaxleak.experiments.outcome import Outcome
+from jaxleak.experiments.attack.outcome import Outcome
+from jaxleak.experiments.words import number, plural
 
 _MOST_ROWS = 32
 
@@ -28,16 +29,6 @@ def spread(values: Iterable[float]) -> Spread:
     numbers = np.asarray(list(values), float)
     numbers = numbers[np.isfinite(numbers)]
     return Spread(*np.quantile(numbers, (0.25, 0.5, 0.75)).tolist()) if numbers.size else Spread(None, None, None)
-
-
-def number(value: float | None, form: str) -> str:
-    """A number for a person, a dash where there is none."""
-    return "-" if value is None or not np.isfinite(value) else format(value, form)
-
-
-def plural(count: int, word: str) -> str:
-    """A count and what is counted."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def trains(config: Mapping[str, Any]) -> bool:

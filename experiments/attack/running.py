@@ -13,10 +13,12 @@ from rich.console import Console
 
 import jaxleak as jl
 from jaxleak import distributed
-from jaxleak.experiments import folder, machine, scenario
-from jaxleak.experiments.outcome import measure
-from jaxleak.experiments.rows import Rows
-from jaxleak.experiments.summary import plural, show, trains
+from jaxleak.experiments import folder, machine
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack.outcome import measure
+from jaxleak.experiments.attack.rows import Rows
+from jaxleak.experiments.attack.summary import show, trains
+from jaxleak.experiments.words import plural
 
 
 def lane_keys(seed: int, batches: int, seeds: int) -> jax.Array:
@@ -85,7 +87,7 @@ def work(
         raise
     seconds = time.perf_counter() - started
     # Imported here since matplotlib takes a second, which `jaxleak --help` need not pay.
-    from jaxleak.experiments import report
+    from jaxleak.experiments.attack import report
 
     reached = measure(prepared, result, config, command, num_steps=num_steps, seconds=seconds)
     report.leave(reached, out)

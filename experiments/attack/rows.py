@@ -9,9 +9,9 @@ import numpy as np
 
 import jaxleak as jl
 from jaxleak.experiments import folder
-from jaxleak.experiments.evaluation import compare
-from jaxleak.experiments.outcome import rows_of_lane
-from jaxleak.experiments.scenario import Scenario
+from jaxleak.experiments.attack.evaluation import compare
+from jaxleak.experiments.attack.outcome import rows_of_lane
+from jaxleak.experiments.attack.scenario import Scenario
 
 
 class Rows:

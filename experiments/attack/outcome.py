@@ -9,8 +9,8 @@ import numpy as np
 
 import jaxleak as jl
 from jaxleak.experiments import defending, folder
-from jaxleak.experiments.evaluation import Compared, Evaluation, evaluate
-from jaxleak.experiments.scenario import Scenario
+from jaxleak.experiments.attack.evaluation import Compared, Evaluation, evaluate
+from jaxleak.experiments.attack.scenario import Scenario
 
 
 class Image(NamedTuple):

@@ -4,9 +4,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxleak.experiments import folder, page, picture, summary
-from jaxleak.experiments.client import ASSUMED
-from jaxleak.experiments.outcome import Outcome
+from jaxleak.experiments import folder, page, words
+from jaxleak.experiments.attack import picture, summary
+from jaxleak.experiments.attack.client import ASSUMED
+from jaxleak.experiments.attack.outcome import Outcome
 
 # What the attacker had of the labels, by the name of what gave them to it.
 _LABELS = {
@@ -42,7 +43,7 @@ def render(outcome: Outcome, reconstructions: bytes, loss_curves: bytes) -> str:
         for one in record["defenses"]
     ]
     return page.render(
-        "report.html.jinja",
+        "attack/report.html.jinja",
         config=config,
         record=record,
         defense=", then ".join(defenses) or "none",
@@ -69,7 +70,7 @@ def local_training(config: Mapping[str, Any]) -> dict[str, str] | None:
     """What the clients of a run did and what the attack took them to have done, in words; None without training."""
     if not summary.trains(config):
         return None
-    steps, size = summary.plural(config["local_steps"], "step"), summary.plural(config["local_batch_size"], "image")
+    steps, size = words.plural(config["local_steps"], "step"), words.plural(config["local_batch_size"], "image")
     order = (
         "in an order that each client drew and the attacker does not know" if config["shuffle"] else "in their order"
     )

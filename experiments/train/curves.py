@@ -10,8 +10,8 @@ from rich.text import Text
 
 from jaxleak import fl
 from jaxleak.experiments import folder
-from jaxleak.experiments.privacy import Spent
-from jaxleak.experiments.summary import number, plural
+from jaxleak.experiments.train.privacy import Spent
+from jaxleak.experiments.words import number, plural
 
 _MOST_ROWS = 21
 

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 
 from jaxleak import names
-from jaxleak.experiments import photos, prepared
-from jaxleak.experiments.dataset import Dataset, select
+from jaxleak.experiments.data import photos, prepared
+from jaxleak.experiments.data.dataset import Dataset, select
 
 __all__ = ["NAMES", "Dataset", "load", "select"]
 

@@ -16,8 +16,8 @@ import numpy as np
 
 import jaxleak as jl
 from jaxleak.experiments import folder
-from jaxleak.experiments.evaluation import evaluate
-from jaxleak.experiments.scenario import Scenario
+from jaxleak.experiments.attack.evaluation import evaluate
+from jaxleak.experiments.attack.scenario import Scenario
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 
 import jaxleak as jl
 from jaxleak import defenses, fl, models, validate
-from jaxleak.experiments import defending, partitioning
-from jaxleak.experiments.dataset import Dataset
+from jaxleak.experiments import defending
+from jaxleak.experiments.data.dataset import Dataset
+from jaxleak.experiments.train import partitioning
 
 PyTree = Any
 
@@ -97,7 +98,7 @@ def prepare(
       dataset: from `jaxleak.experiments.data.load`, the split of the clients. Its images are read once a process.
       test: the split to evaluate on.
       num_rounds: how many make a run.
-      partition: who holds which images, as `jaxleak.experiments.partitioning` reads it.
+      partition: who holds which images, as `jaxleak.experiments.train.partitioning` reads it.
       num_clients: how many there are; by default what the partition names, or 10.
       images: how many of the data set, the first ones; all by default.
       test_images: the same of the test set.

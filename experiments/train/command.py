@@ -13,8 +13,9 @@ from tyro.conf import FlagCreatePairsOff
 
 from jaxleak import defenses, fl, models, validate
 from jaxleak.experiments import data as datasets
-from jaxleak.experiments import defending, federation, flags, folder, machine, partitioning, privacy, training_run
+from jaxleak.experiments import defending, flags, folder, machine
 from jaxleak.experiments.flags import flag, known
+from jaxleak.experiments.train import federation, partitioning, privacy, running
 from jaxleak.fl.local import Work
 from jaxleak.fl.rounds import DEFENDED
 from jaxleak.fl.training import NONFINITE
@@ -197,7 +198,7 @@ examples:
         config["out"] = str(claimed)
         command = flags.command("train", self, free=_FREE)
         return functools.partial(
-            training_run.work, all_of_them, record, config, about=about, command=command, out=claimed, spent=spent
+            running.work, all_of_them, record, config, about=about, command=command, out=claimed, spent=spent
         )
 
     def _check(self) -> tuple[int, Work]:

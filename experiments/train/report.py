@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from jaxleak.experiments import curves, folder, leaks, page
-from jaxleak.experiments.curves import Reached
+from jaxleak.experiments import folder, page
+from jaxleak.experiments.train import curves, leaks
+from jaxleak.experiments.train.curves import Reached
 from jaxleak.fl import SCHEMES
 
 _ACCENT, _FAINT = "#b5179e", "#8d99ae"
@@ -70,7 +71,7 @@ def render(reached: Reached, picture: bytes) -> str:
         for i in curves.shown(found)
     ]
     return page.render(
-        "training.html.jinja",
+        "train/report.html.jinja",
         config=reached.config,
         record=reached.record,
         title=_title(reached),

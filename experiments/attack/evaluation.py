@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxleak as jl
-from jaxleak.experiments.scenario import Scenario
+from jaxleak.experiments.attack.scenario import Scenario
 
 
 class Compared(NamedTuple):

@@ -18,8 +18,10 @@ import numpy as np
 
 import jaxleak as jl
 from jaxleak import adaptive
-from jaxleak.experiments import defending, folder, scenario, study
-from jaxleak.experiments.evaluation import evaluate
+from jaxleak.experiments import defending, folder
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack.evaluation import evaluate
+from jaxleak.experiments.studies.support import study
 
 DRAWS = 2000
 # What makes two rows of a file the same cell.
@@ -119,7 +121,7 @@ def clients(defenses: Iterable[str], **settings: Any) -> Clients:
 
     Args:
       defenses: as texts.
-      **settings: of `jaxleak.experiments.scenario.prepare`, but for the defense.
+      **settings: of `jaxleak.experiments.attack.scenario.prepare`, but for the defense.
 
     Returns:
       Clients.

@@ -10,7 +10,7 @@ import optax
 
 import jaxleak as jl
 from jaxleak import models, validate, variables
-from jaxleak.experiments.dataset import Dataset
+from jaxleak.experiments.data.dataset import Dataset
 from jaxleak.observe.gradients import gradient_function
 from jaxleak.observe.local_training import training
 
