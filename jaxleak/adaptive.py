@@ -37,6 +37,9 @@ def _seen_as(change: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], scale_fr
 def clip(max_norm: Any, *, per_layer: bool = False) -> Adaptation:
     """Clips the candidate's update as the client clips its own.
 
+    For the gradient of one example, DLG has no need of it unless layers are clipped apart: the gradient of the cross
+    entropy is linear in p - y, so that a soft label takes up the factor, which iDLG's fixed one cannot.
+
     Args:
       max_norm: of the defense.
       per_layer: of the defense.

@@ -18,6 +18,9 @@ def figures(row):
     """What the page has to say of a row, as it is written there."""
     if "effective_entries" in row:
         return [f"{row['effective_entries']:.4g}"]
+    if "overlap" in row:
+        told = ("overlap", "ks", "detector", "balanced")
+        return [f"{row[name]:.3f}" for name in told if row[name] is not None]
     if "informed" in row:
         return [f"{row['psnr_median']:.2f}", f"{row['ssim_median']:.3f}"]
     if "claims" in row:
