@@ -71,12 +71,12 @@ def main(options: Options) -> list[dict]:
     if options.part not in PARTS:
         raise ValueError(f"part={options.part!r}: expected one of {', '.join(PARTS)}")
     name = "photos" if options.scale == "seconds" else options.data
-    rows = leakage.load("frontier_accuracy", options)
+    rows = study.load("frontier_accuracy", options)
     if options.part != "plot":
         rows = train(name, options)
     if options.part == "train":
         return rows
-    grid = leakage.load("leakage_grid", options)
+    grid = study.load("leakage_grid", options)
     if not any(row["dataset"] == name for row in grid):
         raise ValueError(
             f"out={str(options.out)!r}: no rows of leakage_grid of {name} at scale {options.scale}: "
@@ -115,7 +115,7 @@ def train(name: str, options: Options) -> list[dict[str, Any]]:
     evaluate = jl.fl.evaluation(model.apply, *evaluate_on)
     cell = functools.partial(_train, model, x, y, evaluate, clients, batch_size, num_rounds)
     parts = [functools.partial(_cell, cell, name, text, seed, evaluate_on[1].size) for seed in seeds for text in texts]
-    return leakage.collect(
+    return study.collect(
         "frontier_accuracy", options, parts, identity=("dataset", "model", "defense", "seed"), line=_line
     )
 

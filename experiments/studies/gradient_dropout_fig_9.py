@@ -35,7 +35,7 @@ import jaxleak as jl
 from jaxleak import layers
 from jaxleak.experiments import data, defending, folder
 from jaxleak.experiments.attack import scenario
-from jaxleak.experiments.studies.support import leakage, study, training
+from jaxleak.experiments.studies.support import study, training
 
 BATCH = 16
 RATE = 0.01
@@ -57,7 +57,7 @@ SCALES: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], int, int, int
 def main(options: study.Options) -> list[dict]:
     """Runs the study, and plots the histograms."""
     plotted: list[tuple[str, str, np.ndarray, np.ndarray]] = []
-    rows = leakage.collect(
+    rows = study.collect(
         "gradient_dropout_fig_9",
         options,
         [lambda: list(_rows(options, plotted))],

@@ -11,12 +11,12 @@ import pytest
 
 import jaxleak as jl
 from jaxleak import fl, models
-from jaxleak.experiments.studies import gradient_dropout_fig_4, lrp_fig_5, lrp_table_1, lrp_table_2
+from jaxleak.experiments.studies import gradient_dropout_fig_4, lrp_fig_5, lrp_table_1, lrp_table_2, survey_table_i
 from jaxleak.experiments.studies.support import accuracy, study
 from jaxleak.experiments.studies.support.plots import over_rounds
 
 # Rows of the smallest scale.
-STUDIES = {"survey_table_i": 5, "lrp_table_1": 19, "lrp_table_2": 7, "gradient_dropout_fig_4": 2}
+STUDIES = {"survey_table_i": 7, "lrp_table_1": 19, "lrp_table_2": 7, "gradient_dropout_fig_4": 2}
 ABOUT = {"study", "scale", "commit", "date", "device", "settings"}
 
 
@@ -28,7 +28,7 @@ def out(tmp_path_factory):
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs(name, out, capsys):
     module = importlib.import_module(f"jaxleak.experiments.studies.{name}")
-    rows = module.main(study.Options(scale="seconds", out=out))
+    rows = module.main(getattr(module, "Options", study.Options)(scale="seconds", out=out))
     kept = [json.loads(line) for line in (out / f"{name}-seconds.jsonl").read_text().splitlines()]
     assert kept == json.loads(json.dumps(rows))
     printed = capsys.readouterr().out.splitlines()
@@ -210,3 +210,37 @@ def test_images_of_28_pixels_are_not_resized():
     larger = dataclasses.replace(splits, dataset=dataclasses.replace(splits.dataset, shape=(28, 28, 1)))
     assert larger.model("lenet5").image_size == 28
     assert larger.model("lenet5").mean == splits.dataset.mean
+
+
+def test_noise_on_parameters_has_the_variance_of_parameters():
+    """The parameters after a round of one client, with it and without."""
+    splits = accuracy.load("digits")
+    model = splits.model("mlp")
+    loss_fn = jl.cross_entropy(model.apply)
+    x, y = splits.x[:70], splits.y[:70]
+    clients = jl.fl.population(x, y, (np.arange(70),))
+    params = jax.jit(model.init)(jax.random.key(0), x[:1])
+    # Of 70 examples, batches of 32 are three steps.
+    noisy = accuracy.defense(survey_table_i.of_parameters("gaussian_noise:variance=0.1", 3), loss_fn)
+    plain, other = (
+        jl.fl.train(
+            jl.fl.fedavg(
+                loss_fn, learning_rate=survey_table_i.RATE, num_rounds=1, batch_size=32, num_epochs=1, **defended
+            ),
+            params,
+            clients,
+            jax.random.key(1),
+        ).params
+        for defended in ({}, {"defense": noisy, "defended": "update"})
+    )
+    noise = np.concatenate([np.ravel(b - a) for a, b in zip(*map(jax.tree.leaves, (plain, other)), strict=True)])
+    assert len(noise) > 10_000
+    assert np.var(noise) == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_survey_is_run_in_pieces(tmp_path):
+    options = survey_table_i.Options(scale="seconds", out=tmp_path, only="update")
+    assert [row["settings"]["defended"] for row in survey_table_i.main(options)] == ["update"]
+    for wrong in ({"only": "nowhere"}, {"data": "mnist"}):
+        with pytest.raises(ValueError, match=next(iter(wrong.values()))):
+            survey_table_i.main(survey_table_i.Options(scale="seconds", out=tmp_path, **wrong))

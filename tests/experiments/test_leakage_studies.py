@@ -73,8 +73,8 @@ def test_a_study_is_run_in_pieces(tmp_path):
     leakage.collect("pieces", options, [lambda: [{**one, **about}], lambda: [{**other, **about}]])
     rows = leakage.collect("pieces", options, [lambda: [{**one, **about, "ssim_median": 0.7}]])
     assert [(row["attack"], row["ssim_median"]) for row in rows] == [("a", 0.7), ("b", 0.5)]
-    assert leakage.load("pieces", options) == rows
-    assert leakage.load("others", options) == []
+    assert study.load("pieces", options) == rows
+    assert study.load("others", options) == []
 
 
 def test_programs_join_what_one_compilation_can_serve():

@@ -7,7 +7,6 @@ strengths has the same draws, and every cell has the same seeds: cells differ by
 
 import dataclasses
 import inspect
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 
 import jaxleak as jl
 from jaxleak import adaptive
-from jaxleak.experiments import defending, folder
+from jaxleak.experiments import defending
 from jaxleak.experiments.attack import scenario
 from jaxleak.experiments.attack.evaluation import evaluate
 from jaxleak.experiments.studies.support import study
@@ -276,50 +275,11 @@ def interval(values: Any, loss: Any, *, over_seeds: bool = False, draws: int = D
     return float(low), float(high)
 
 
-def load(name: str, options: study.Options) -> list[dict[str, Any]]:
-    """The rows of a study in the folder of these options; none where there is no file."""
-    path = options.out / f"{name}-{options.scale}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def collect(
-    name: str,
-    options: study.Options,
-    parts: Iterable[Callable[[], Sequence[dict[str, Any]]]],
-    *,
-    identity: Sequence[str] = IDENTITY,
-    line: Callable[[dict[str, Any]], str] | None = None,
+    name: str, options: study.Options, parts: Iterable[Callable[[], Sequence[dict[str, Any]]]]
 ) -> list[dict[str, Any]]:
-    """Runs the parts of a study, prints a line for each row, and keeps them in `<out>/<name>-<scale>.jsonl`.
-
-    The file is written after each part. It may be of other parts already: rows of the same cell are replaced, all
-    others stay, so that a long study can be run in pieces.
-
-    Args:
-      name: of the study.
-      options: of it.
-      parts: each returns rows.
-      identity: the fields by which a row is the same cell as another.
-      line: a row for a person; that of `summary` by default.
-
-    Returns:
-      All rows of the file.
-    """
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{name}-{options.scale}.jsonl"
-    origin = {"study": name, "scale": options.scale, **folder.provenance()}
-
-    def cell(row: Mapping[str, Any]) -> str:
-        return json.dumps([row.get(field) for field in identity])
-
-    kept = {cell(row): row for row in load(name, options)}
-    for part in parts:
-        for found in part():
-            row = {**origin, **found}
-            kept[cell(row)] = row
-            print((line or summary)(row), flush=True)
-        folder.write(path, "".join(json.dumps(row) + "\n" for row in kept.values()).encode())
-    return list(kept.values())
+    """As `study.collect`, for rows of `measure`, in pieces."""
+    return study.collect(name, options, parts, identity=IDENTITY, line=summary)
 
 
 def summary(row: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,18 +110,51 @@ def measure(
     }
 
 
-def collect(name: str, options: Options, cells: Iterable[Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Runs the cells of a study, prints a line for each, and appends each row to `<out>/<name>-<scale>.jsonl`."""
+def collect(
+    name: str,
+    options: Options,
+    cells: Iterable[Callable[[], dict[str, Any] | Sequence[dict[str, Any]]]],
+    *,
+    identity: Sequence[str] = (),
+    line: Callable[[dict[str, Any]], str] | None = None,
+) -> list[dict[str, Any]]:
+    """Runs the cells of a study, prints a line for each row, and keeps the rows in `<out>/<name>-<scale>.jsonl`.
+
+    The file is written after each cell.
+
+    Args:
+      name: of the study.
+      options: of it.
+      cells: each returns a row, or several.
+      identity: the fields by which a row is the same as one that the file has from before: that is replaced, and all
+        others stay, so that a long study can be run in pieces. Without it the file is begun anew.
+      line: a row for a person; that of `summary` by default.
+
+    Returns:
+      All rows of the file.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{name}-{options.scale}.jsonl"
     origin = {"study": name, "scale": options.scale, **folder.provenance()}
-    rows = []
+    kept = {_cell(row, identity): row for row in load(name, options)} if identity else {}
     for cell in cells:
-        row = {**origin, **cell()}
-        rows.append(row)
-        folder.write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        print(summary(row), flush=True)
-    return rows
+        found = cell()
+        for own in [found] if isinstance(found, dict) else found:
+            row = {**origin, **own}
+            kept[_cell(row, identity) if identity else str(len(kept))] = row
+            print((line or summary)(row), flush=True)
+        folder.write(path, "".join(json.dumps(row) + "\n" for row in kept.values()).encode())
+    return list(kept.values())
+
+
+def _cell(row: Mapping[str, Any], identity: Sequence[str]) -> str:
+    return json.dumps([row.get(field) for field in identity])
+
+
+def load(name: str, options: Options) -> list[dict[str, Any]]:
+    """The rows of a study in the folder of these options; none where there is no file."""
+    path = options.out / f"{name}-{options.scale}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def summary(row: dict[str, Any]) -> str:
