@@ -239,7 +239,13 @@ def _of(row: Mapping[str, Any], metric: str, digits: int) -> dict[str, Any]:
 
 
 def plot(found: Sequence[Mapping[str, Any]], name: str) -> bytes:
-    """Accuracy against SSIM and against PSNR as PNG: a marker a family, its strengths joined by a line."""
+    """Points of accuracy lost, against SSIM and PSNR, as PNG: a marker a family, its strengths joined by a line.
+
+    What is lost counts from training without a defense, or, where that is not there, from the best that is. A label
+    that would stand on another is left out.
+    """
+    known = {point["defense"]: point["accuracy"] for point in found if point["accuracy"] is not None}
+    best = known.get("none", max(known.values(), default=0.0))
     figure = Figure(figsize=(14, 6.5), layout="constrained")
     figure.suptitle(
         f"{MODEL}, {name}: the strongest attacker on one gradient of the untrained model, against accuracy after "
@@ -247,19 +253,21 @@ def plot(found: Sequence[Mapping[str, Any]], name: str) -> bytes:
         fontsize=9,
     )
     families = list(dict.fromkeys(point["family"] for point in found))
+    of_axis: dict[Any, list[tuple[str, Sequence[float]]]] = {}
     for axis, metric, label in zip(figure.subplots(1, 2), ("ssim", "psnr"), ("SSIM", "PSNR (dB)"), strict=True):
+        labels = of_axis[axis] = []
         for number, family in enumerate(families):
             own = [p for p in found if p["family"] == family and p["accuracy"] is not None and p[metric] is not None]
             if not own:
                 continue
             own.sort(key=lambda point: verdicts.strength(point["defense"]))
-            x, y = [p["accuracy"] for p in own], [p[metric]["value"] for p in own]
-            bars, runs = ([p[metric]["interval"] for p in own], y), ([p["accuracy_range"] for p in own], x)
+            x, y = [best - p["accuracy"] for p in own], [p[metric]["value"] for p in own]
+            runs = [[best - most, best - least] for least, most in (p["accuracy_range"] for p in own)]
             axis.errorbar(
                 x,
                 y,
-                yerr=_bars(*bars),
-                xerr=_bars(*runs),
+                yerr=_bars([p[metric]["interval"] for p in own], y),
+                xerr=_bars(runs, x),
                 color="black" if family == "none" else f"C{number % 10}",
                 marker="*" if family == "none" else _MARKERS[number % len(_MARKERS)],
                 markersize=12 if family == "none" else 6,
@@ -268,19 +276,37 @@ def plot(found: Sequence[Mapping[str, Any]], name: str) -> bytes:
                 capsize=2,
                 label=family.replace("_", " "),
             )
-            for point, x_, y_ in zip(own, x, y, strict=True):
+            for point, *at in zip(own, x, y, strict=True):
                 text = ", ".join(item.partition("=")[2] for item in point["defense"].partition(":")[2].split(","))
-                axis.annotate(text, (x_, y_), textcoords="offset points", xytext=(4, 4), fontsize=6)
-        axis.set_xlabel("test accuracy (%)")
+                labels.append((text, at))
+        # Linear to half a point, logarithmic from there.
+        axis.set_xscale("symlog", linthresh=0.5, linscale=0.6)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel(f"points of test accuracy lost, of {best:g} %; better is to the left and below")
         axis.set_ylabel(f"{label} of the strongest attacker")
         axis.grid(color="#e5e5e5", linewidth=0.5)
         if metric == "ssim":
             axis.axhline(verdicts.STOPPED, color="#8d99ae", linewidth=0.8, linestyle=":")
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(frameon=False, fontsize=7)
+    canvas = FigureCanvasAgg(figure)
+    # Where a point stands is known once the axes are laid out.
+    canvas.draw()
+    for axis, labels in of_axis.items():
+        _annotate(axis, labels)
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
+    canvas.print_png(file)
     return file.getvalue()
+
+
+def _annotate(axis: Any, labels: Sequence[tuple[str, Sequence[float]]]) -> None:
+    """Texts at the right of their points, but for those that would touch one that is there already."""
+    placed: list[np.ndarray] = []
+    for text, at in labels:
+        pixel = axis.transData.transform(at)
+        if all(abs(pixel[0] - other[0]) > 45 or abs(pixel[1] - other[1]) > 9 for other in placed):
+            placed.append(pixel)
+            axis.annotate(text, at, textcoords="offset points", xytext=(5, 3), fontsize=6)
 
 
 def _bars(ends: Sequence[Sequence[float]], values: Sequence[float]) -> np.ndarray:
