@@ -10,7 +10,7 @@ is the LRP paper's case for its attacks.
 Command: python -m jaxleak.experiments.studies.frontier --data-dir FOLDER --part train
   and then the same with --part plot; without `--part`, both. `--only prune` trains the defenses with that in their
   text; rows of others stay, so that it can be run in pieces. `--data cifar10` for the 10,000 images there are.
-Time: see `seconds` in the rows; training at the scale minutes is estimated at three quarters of an hour on two cores.
+Time: see `seconds` in the rows, which were taken beside other work.
 Expect: along each line, less leakage for less accuracy; quantization and the noise of small variance at the accuracy
 and the leakage of no defense.
 

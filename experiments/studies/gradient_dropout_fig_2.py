@@ -9,7 +9,7 @@ Differs from the paper in: iDLG has one image, as it reads one label; IG takes l
 DP-SGD between its ends are ours, two of them named in the text. Untrained models; the paper does not say.
 Command: python -m jaxleak.experiments.studies.gradient_dropout_fig_2 --data-dir FOLDER
   `--only soteria` runs the defenses with that in their text, `--attack idlg` that attack; other rows stay.
-Time: see `seconds` in the rows; the scale minutes is estimated at twenty minutes on two cores.
+Time: see `seconds` in the rows.
 Expect: the paper's order: dropout and Soteria low, DP-SGD falling with its noise, and informed Soteria at no defense.
 
 The scale minutes has Zhu's LeNet, where two cores get far enough to see something. `accuracy` is that of rows of the

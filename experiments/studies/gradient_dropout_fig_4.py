@@ -4,7 +4,7 @@ Paper: papers/gradient_dropout §IV-B, Fig. 4: ResNet-18, CIFAR-10, three client
 after half of 200 "iterations". Test accuracy, by its text: none about 89, noise of standard deviation 5e-3 about 72,
 1e-2 about 60, dropout with p 0.8, 0.7 and 0.6 about 88, with p 0.1 about 86; sigma of the dropout is 5e-3.
 Command: python -m jaxleak.experiments.studies.gradient_dropout_fig_4 --data-dir FOLDER
-Time: estimated at 10 minutes at the scale minutes on two cores, where it has not run yet; see `seconds` in the rows.
+Time: see `seconds` in the rows, the first of which was stopped for a while.
 Expect: dropout of p >= 0.6 level with none at the paper's scale. At the scale minutes LeNet-5 has so much fewer
 parameters than ResNet-18 that noise of these strengths may cost nothing.
 

@@ -7,7 +7,7 @@ which ones were replaced.
 Differs from the paper in: images of 64 pixels in the place of 256; SGD at 0.01 as for its Fig. 4, for as many epochs
 as the row says.
 Command: python -m jaxleak.experiments.studies.gradient_dropout_fig_9 --data-dir FOLDER
-Time: see `seconds` in the rows; the scale minutes is estimated at a few minutes on two cores.
+Time: see `seconds` in the rows.
 Expect: before and after near each other where the noise has the size of the gradient's entries, apart where it has not.
 
 A row is a state of the model (untrained, or after training) and a defense, over all entries of the first layer of all

@@ -7,8 +7,7 @@ papers/learning_rate_perturbation §5.1 and §5.3 (noise 0.1, clipping, both, pr
 Command: python -m jaxleak.experiments.studies.leakage_grid --data-dir FOLDER --data mnist
   and again with --data cifar10. `--only prune` runs the defenses with that in their text, `--attack idlg` that
   attack; rows of other cells stay in the file, so that the study can be run in pieces.
-Time: see `seconds` in the rows; the scale minutes is estimated at two to three hours a data set on two cores, most of
-it L-BFGS. Inverting gradients alone takes minutes.
+Time: see `seconds` in the rows, of each cell its share of a program; most of it is L-BFGS.
 Expect: see "Verdicts"; the survey's claims may or may not hold.
 
 One gradient of one example of an untrained LeNet (Zhu's), images as they are, not normalised: all attacks face the same

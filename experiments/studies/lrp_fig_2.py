@@ -8,7 +8,7 @@ attackers are one of the first two; it does not say which.
 Differs from the paper in: att_faces in the place of LFW, which is not there; CIFAR-100 is its pool; Zhu's LeNet,
 untrained, images not normalised, as the paper names no model for these attacks.
 Command: python -m jaxleak.experiments.studies.lrp_fig_2 --data-dir FOLDER
-Time: see `seconds` in the rows; the scale minutes is estimated at half an hour on two cores.
+Time: see `seconds` in the rows.
 Expect: the paper's Fig. 2 for the first two attackers, and the informed one as good as without a defense: one step has
 one factor, and least squares finds it.
 

@@ -5,7 +5,7 @@ batches of 32 (CIFAR-10: 40), rate 0.01 with a cosine decay, three runs; a fifth
 Non-IID, MNIST | CIFAR-10: scheme I 98.84 | 92.99, scheme II 98.36 | 93.01, LRP 98.90 | 93.03, ada-LRP 98.97 | 93.32.
 IID: vanilla 99.20 | 94.30, LRP 99.19 | 94.15.
 Command: python -m jaxleak.experiments.studies.lrp_table_2 --data-dir FOLDER
-Time: estimated at an hour at the scale minutes on two cores, where it has not run yet; see `seconds` in the rows.
+Time: see `seconds` in the rows, which were taken beside other work; an hour in all.
 Expect: LRP within half a point of scheme I, and ada-LRP not below it. On CIFAR-10 at the scale minutes far below the
 paper, by model, data and rounds.
 
