@@ -244,3 +244,12 @@ def test_the_survey_is_run_in_pieces(tmp_path):
     for wrong in ({"only": "nowhere"}, {"data": "mnist"}):
         with pytest.raises(ValueError, match=next(iter(wrong.values()))):
             survey_table_i.main(survey_table_i.Options(scale="seconds", out=tmp_path, **wrong))
+
+
+def test_table_2_is_run_in_pieces(tmp_path):
+    options = lrp_table_2.Options(scale="seconds", out=tmp_path, partition="iid", only="LRP")
+    for _ in range(2):
+        (row,) = lrp_table_2.main(options)
+        assert (row["settings"]["method"], row["settings"]["partition"]) == ("LRP", "iid")
+    with pytest.raises(ValueError, match="only='ada'.*no cell"):
+        lrp_table_2.main(lrp_table_2.Options(scale="seconds", out=tmp_path, partition="iid", only="ada"))
