@@ -7,7 +7,7 @@ IID: vanilla 99.20 | 94.30, LRP 99.19 | 94.15.
 Command: python -m jaxleak.experiments.studies.lrp_table_2 --data-dir FOLDER
   `--data mnist` runs that data set, `--partition iid` that partition, `--only ada` the methods with that in their
   name; other rows stay.
-Time: see `seconds` in the rows, which were taken beside other work; an hour in all.
+Time: see `seconds` in the rows, which were taken beside other work.
 Expect: LRP within half a point of scheme I, and ada-LRP not below it. On CIFAR-10 at the scale minutes far below the
 paper, by model, data and rounds.
 
