@@ -2,8 +2,11 @@
 
 They use torch.optim.LBFGS at its defaults of learning rate 1 and no line search. `optax.lbfgs` is another algorithm:
 it has a line search, scales its first step otherwise and keeps pairs of negative curvature. With few parameters and a
-long memory the classical two-loop recursion is two hundred small operations in sequence, so the recursion is written
-as two triangular solves between four products with the memory, which is the same arithmetic.
+long memory the classical two-loop recursion is two hundred small operations in sequence, so it is written with the
+inverse of the triangular matrix that the two loops solve with: a new pair adds a column to it, and the oldest leaves by
+its row and column, so that a step is products of matrices with vectors alone. The other way, LAPACK's triangular
+solver, can block for good where many lanes run on several CPU devices: jaxlib 0.10 then waits in all threads of its
+pool for work that is queued in the pool.
 """
 
 from typing import NamedTuple
@@ -12,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import solve_triangular
 
 
 class LbfgsState(NamedTuple):
@@ -25,7 +27,9 @@ class LbfgsState(NamedTuple):
       step: the step before [d].
       steps: kept steps s [m, d].
       differences: kept differences of gradients y [m, d].
-      products: s_i . y_j for pairs i not younger than j [m, m].
+      curvatures: s_i . y_i, and 1 where no pair is [m].
+      inverse: of the matrix of s_i . y_j for pairs i not younger than j, 0 elsewhere; rows and columns are slots, in no
+        order of age, and 0 where no pair is [m, m].
       scale: the initial inverse Hessian, s . y / y . y of the youngest pair.
     """
 
@@ -35,7 +39,8 @@ class LbfgsState(NamedTuple):
     step: jax.Array
     steps: jax.Array
     differences: jax.Array
-    products: jax.Array
+    curvatures: jax.Array
+    inverse: jax.Array
     scale: jax.Array
 
 
@@ -78,7 +83,8 @@ def lbfgs(
             step=jnp.zeros_like(flat),
             steps=memory,
             differences=memory,
-            products=jnp.zeros((memory_size, memory_size), flat.dtype),
+            curvatures=jnp.ones(memory_size, flat.dtype),
+            inverse=jnp.zeros((memory_size, memory_size), flat.dtype),
             scale=jnp.ones((), flat.dtype),
         )
 
@@ -86,7 +92,7 @@ def lbfgs(
         del params
         gradient, unravel = ravel_pytree(updates)
         state = _remember(state, gradient, memory_size)
-        direction = -_precondition(state, gradient, memory_size)
+        direction = -_precondition(state, gradient)
         first = learning_rate * jnp.minimum(1.0, 1.0 / jnp.sum(jnp.abs(gradient)))
         length = jnp.where(state.count == 0, first, learning_rate)
         stop = (jnp.max(jnp.abs(gradient)) <= tolerance_gradient) | (gradient @ direction > -tolerance_descent)
@@ -102,33 +108,34 @@ def _remember(state: LbfgsState, gradient: jax.Array, memory_size: int) -> Lbfgs
     curvature = state.step @ difference
     keep = (state.count > 0) & (curvature > 1e-10)
     slot = state.accepted % memory_size
-    steps = state.steps.at[slot].set(jnp.where(keep, state.step, state.steps[slot]))
-    differences = state.differences.at[slot].set(jnp.where(keep, difference, state.differences[slot]))
-    products = state.products.at[:, slot].set(jnp.where(keep, steps @ difference, state.products[:, slot]))
+
+    def put(kept: jax.Array, new: jax.Array | float) -> jax.Array:
+        return kept.at[slot].set(jnp.where(keep, new, kept[slot]))
+
+    # What is read has been written before, so that the memory is written in place.
+    steps = put(state.steps, state.step)
+    # Without a row and its column, the inverse of a triangular matrix is that of the matrix without them.
+    inverse = put(state.inverse, 0.0)
+    column = -(inverse @ (steps @ difference).at[slot].set(0.0)) / curvature
+    column = jnp.where(keep, column.at[slot].set(1 / curvature), inverse[:, slot])
     return state._replace(
         accepted=state.accepted + keep,
         steps=steps,
-        differences=differences,
-        products=products,
+        differences=put(state.differences, difference),
+        curvatures=put(state.curvatures, curvature),
+        inverse=inverse.at[:, slot].set(column),
         scale=jnp.where(keep, curvature / (difference @ difference), state.scale),
     )
 
 
-def _precondition(state: LbfgsState, gradient: jax.Array, memory_size: int) -> jax.Array:
+def _precondition(state: LbfgsState, gradient: jax.Array) -> jax.Array:
     """The inverse Hessian of the memory times the gradient.
 
-    The first loop of the recursion computes a_i = (s_i . g - sum_{j > i} (s_i . y_j) a_j) / (s_i . y_i), youngest
-    first: back substitution in the triangular matrix s_i . y_j. The second is forward substitution in its transpose.
+    The first loop of the recursion computes a_i = (s_i . g - sum_{j younger} (s_i . y_j) a_j) / (s_i . y_i), youngest
+    first: a solve with the triangular matrix of s_i . y_j. The second is one with its transpose.
     """
-    ages = jnp.arange(memory_size)
-    order = (state.accepted + ages) % memory_size  # the oldest pair first
-    valid = (ages >= memory_size - state.accepted)[:, None]
-    products = jnp.where(valid & valid.T, state.products[order][:, order], jnp.eye(memory_size, dtype=gradient.dtype))
-    triangular = jnp.triu(products)
-    back = jnp.zeros(memory_size, jnp.int32).at[order].set(ages.astype(jnp.int32))
-
-    alpha = solve_triangular(triangular, (state.steps @ gradient)[order])
-    remainder = state.scale * (gradient - alpha[back] @ state.differences)
-    right = jnp.diagonal(triangular) * alpha - (state.differences @ remainder)[order]
-    beta = solve_triangular(triangular, jnp.where(valid[:, 0], right, 0.0), trans=1)
-    return remainder + beta[back] @ state.steps
+    alpha = state.inverse @ (state.steps @ gradient)
+    remainder = state.scale * (gradient - alpha @ state.differences)
+    right = state.curvatures * alpha - state.differences @ remainder
+    beta = right @ state.inverse
+    return remainder + beta @ state.steps

@@ -43,7 +43,13 @@ def recover_ilrg(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_cl
     probabilities = jax.nn.softmax(features @ kernel.T + bias, axis=1)
     system = jnp.concatenate([probabilities.T - jnp.eye(num_classes), jnp.ones((1, num_classes))])
     values = shape[0] * jnp.concatenate([slope, jnp.ones(1)])
-    return of_counts(jnp.linalg.lstsq(system, values)[0], shape[0])
+    return of_counts(_least_squares(system, values), shape[0])
+
+
+# One lane after another: LAPACK's solvers of many systems can block for good on several CPU devices, see jaxleak.lbfgs.
+@jax.custom_batching.sequential_vmap
+def _least_squares(system: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.linalg.lstsq(system, values)[0]
 
 
 def _parameters(found: Classifier) -> tuple[jax.Array, jax.Array | None]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tracing import batched_solvers
 
 import jaxleak as jl
 from jaxleak import lanes, names
@@ -93,6 +94,16 @@ def test_one_step_is_the_same_step_in_every_way(scenario, name, way):
         other = jax.tree.map(lambda leaf: leaf[0], other)
     chex.assert_trees_all_close(other, jitted, rtol=1e-4, atol=1e-5)
     assert not np.allclose(jitted.candidate.latent, state.candidate.latent, atol=1e-4)
+
+
+@each_attack
+def test_lanes_call_no_solver_that_can_block(scenario, name):
+    case = scenario("dense")
+    attack, keys = make(name, case), jax.random.split(jax.random.key(1), 3)
+    init = jax.vmap(attack.init, in_axes=(0, None))
+    state = jax.eval_shape(init, keys, case.leak)
+    assert batched_solvers(init, keys, case.leak) == []
+    assert batched_solvers(jax.vmap(attack.step, in_axes=(0, 0, None)), keys, state, case.leak) == []
 
 
 @each_attack

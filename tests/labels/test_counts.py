@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from tracing import batched_solvers
 
 import jaxleak as jl
 from jaxleak.labels import random_images, recovered
@@ -197,3 +198,23 @@ def test_an_update_of_zeros_gives_labels_with_little_support(method):
     found = jl.labels.recover(method, observe, leak, shape=(2, *SIDE), num_classes=NUM_CLASSES)
     assert np.all((found.labels >= 0) & (found.labels < NUM_CLASSES))
     assert np.all(np.isfinite(found.counts))
+
+
+def test_a_solver_that_can_block_is_found():
+    systems = jnp.ones((3, 4, 4)) + jnp.eye(4)
+    assert batched_solvers(jax.vmap(lambda a: jnp.linalg.lstsq(a, a[0])[0]), systems)
+    assert not batched_solvers(lambda a: jnp.linalg.lstsq(a, a[0])[0], systems[0])
+
+
+@each_method
+def test_lanes_call_no_solver_that_can_block(method):
+    observe, update = client()
+    params, batch = params_of(), jl.Batch(images(1, 3), jnp.array([0, 1, 1]))
+    updates = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), update(params, batch))
+
+    def labels(update):
+        return method(observe, jl.Leak(params, update, 3), shape=batch.x.shape, num_classes=NUM_CLASSES)
+
+    assert batched_solvers(jax.vmap(labels), updates) == []
+    alone = [labels(jax.tree.map(lambda leaf, i=i: leaf[i], updates)) for i in range(2)]
+    np.testing.assert_array_equal(jax.vmap(labels)(updates), jnp.stack(alone))

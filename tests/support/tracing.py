@@ -1,5 +1,7 @@
 """What the tests of traced losses share: losses of a model, and names for what was found."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 
@@ -51,3 +53,9 @@ def check_one_classifier(found, kernel, output_axis, bias):
     layer = layers.classifier(found)
     assert (name(found, layer.kernel), layer.output_axis, name(found, layer.bias)) == (kernel, output_axis, bias)
     assert sum(layer.classifier for layer in found.layers) == 1
+
+
+def batched_solvers(function, *arguments):
+    """LAPACK's solvers of many systems in a program, which can block for good on several CPU devices."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    return re.findall(r"@(lapack_\w+).*?\(tensor<\d+x\d+x\d+x", text)
