@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from jaxleak import distributed, validate
+from jaxleak import distributed, memory, validate
 
 MIB, GIB = 2**20, 2**30
 REFUSED = 2  # the exit code of what could not be done
@@ -49,20 +49,13 @@ def use(devices: int | None) -> list[jax.Device]:
     return found[:devices]
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _divide_cpu(devices: int | None) -> None:
     """Makes CPU devices of the cores, so that lanes spread over them, unless the environment says how many."""
     if "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     # Where JAX has started already, as in a test, it stays with the devices that it has.
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", cores() if devices is None else devices)
+        jax.config.update("jax_num_cpu_devices", memory.cores() if devices is None else devices)
 
 
 def _keep_compiled() -> None:

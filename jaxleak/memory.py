@@ -12,9 +12,11 @@ import numpy as np
 
 from jaxleak import lanes
 
-# Lanes at a time where nobody says how many: enough to fill the cores of a CPU, while a run with more lanes keeps its
-# memory small. The number for accelerators is a guess.
-_MOST_SLOTS = {"cpu": 64}
+# Lanes at a time where nobody says how many. On a CPU, so many a core keep it busy, and with more of them, or with
+# larger states, they leave its cache: Adam on LeNet is slower with 64 lanes on two cores than with 16, and L-BFGS with
+# 16 than with 8. The number for accelerators is a guess.
+_SLOTS_A_CORE = 8
+_STATES_A_CORE = 10 * 2**20
 _MOST_SLOTS_ELSEWHERE = 1024
 
 # Of the free memory, what a run takes: results, other programs and other users need some.
@@ -89,6 +91,30 @@ def _free_in_group() -> float:
     return math.inf
 
 
+def most_slots(devices: Sequence[jax.Device]) -> int:
+    """How many lanes at a time more of which gain nothing, on these devices together; memory may allow fewer."""
+    on_cpu = devices[0].platform == "cpu"
+    return rounded_up(_SLOTS_A_CORE * cores() if on_cpu else _MOST_SLOTS_ELSEWHERE, len(devices))
+
+
+def _useful(setup: lanes.Setup) -> int:
+    """How many lanes at a time more of which gain nothing, from the size of their states."""
+    most = most_slots(setup.devices)
+    if setup.devices[0].platform != "cpu":
+        return most
+    state, _, _ = lanes.lane_shapes(setup)
+    return min(most, cores() * max(1, _STATES_A_CORE // max(1, _bytes(state))))
+
+
+def _bytes(shapes: lanes.Shapes) -> int:
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in shapes.leaves)
+
+
+def cores() -> int:
+    """How many cores of a CPU this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def plan(setup: lanes.Setup, num_lanes: int, *, num_slots: int | None = None, memory_limit: int | None = None) -> Plan:
     """Chooses the number of slots, and compiles the program that takes the steps for it.
 
@@ -108,9 +134,9 @@ def plan(setup: lanes.Setup, num_lanes: int, *, num_slots: int | None = None, me
     platform = setup.devices[0].platform
     limit = available(setup.devices) if memory_limit is None else int(memory_limit)
     on_each = limit // count if platform == "cpu" else limit
-    wanted = _MOST_SLOTS.get(platform, _MOST_SLOTS_ELSEWHERE) if num_slots is None else num_slots
+    wanted = _useful(setup) if num_slots is None else num_slots
     size = rounded_up(min(num_lanes, wanted), count)
-    shared = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in setup.shared.leaves)
+    shared = _bytes(setup.shared)
     started = time.perf_counter()
     while True:
         needed = lanes.program(setup, "advance", size).bytes_needed

@@ -55,6 +55,7 @@ class Slots:
         self.lane = np.zeros(0, np.int64)
         self.taken = self.status = self.loss = np.zeros(0)
         self._slots = self._work = None
+        self._programs: dict[tuple[str, int], lanes.Program] = {}
 
     def __len__(self) -> int:
         return len(self.lane)
@@ -165,7 +166,11 @@ class Slots:
         self.status[: len(lane)] = saved["status"]
 
     def _program(self, name: str) -> lanes.Program:
-        return lanes.program(self._inputs.setup, name, len(self))
+        # Looked up here too, since a setup takes long to compare.
+        key = name, len(self)
+        if key not in self._programs:
+            self._programs[key] = lanes.program(self._inputs.setup, name, len(self))
+        return self._programs[key]
 
     def _blank(self, num_slots: int) -> lanes.Lane:
         """Slots without a lane: nothing is left to do in them."""

@@ -128,8 +128,15 @@ def test_four_thousand_lanes_of_lenet_stay_under_four_gib():
     attack, leak = lenet_case(4000)
     plan = jl.plan(attack, leak, keys(4096))
     assert plan.num_lanes == 4096
-    assert plan.num_slots == 64
+    assert plan.num_slots == 8 * memory.cores()
     assert plan.bytes_shared + plan.num_slots * plan.bytes_a_lane < 4 * GIB
+
+
+def test_lanes_of_large_states_are_fewer_at_a_time(monkeypatch):
+    attack, leak = lenet_case(64)
+    monkeypatch.setattr(memory, "_STATES_A_CORE", 1)
+    assert jl.plan(attack, leak, keys(64)).num_slots == memory.cores()
+    assert jl.plan(attack, leak, keys(64), num_slots=32).num_slots == 32
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ import sys
 import jax
 import pytest
 
+from jaxleak import memory
 from jaxleak.experiments import machine
 
 REPORT = """
 import jax
+from jaxleak import memory
 from jaxleak.experiments import machine
 machine.prepare(devices={devices}, together=False)
 jax.jit(lambda x: x + 1)(1.0)
@@ -33,7 +35,7 @@ def prepared(*, devices=None, **environment):
 
 def test_each_core_is_a_device_and_programs_are_kept(tmp_path):
     cache = str(tmp_path / "jaxleak" / "compiled")
-    assert prepared(XDG_CACHE_HOME=str(tmp_path)) == (machine.cores(), cache)
+    assert prepared(XDG_CACHE_HOME=str(tmp_path)) == (memory.cores(), cache)
     assert os.path.isdir(cache)
 
 
