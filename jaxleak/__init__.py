@@ -20,7 +20,9 @@ from jaxleak import (
     priors,
 )
 from jaxleak.base import Attack, Batch, Leak, Result, Status, Trace
+from jaxleak.citations import cite
 from jaxleak.losses import cross_entropy
+from jaxleak.recording import recorded
 from jaxleak.results import best_lane, best_of
 from jaxleak.solve import Interrupted, plan, run, solve
 
@@ -38,6 +40,7 @@ __all__ = [
     "attacks",
     "best_lane",
     "best_of",
+    "cite",
     "cross_entropy",
     "defenses",
     "distances",
@@ -51,6 +54,7 @@ __all__ = [
     "observe",
     "plan",
     "priors",
+    "recorded",
     "run",
     "solve",
 ]

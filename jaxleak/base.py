@@ -75,10 +75,12 @@ class Trace(NamedTuple):
     Attributes:
       loss: the matching loss that each step evaluated last, of a candidate before its last update [num_steps].
       restarts: how often the lane was started again from a fresh candidate, int scalar.
+      x: of an attack by `jaxleak.recorded`, the images after its steps [steps, n, height, width, channels]; else None.
     """
 
     loss: Any
     restarts: Any
+    x: Any = None
 
 
 class Result(NamedTuple):
@@ -88,7 +90,7 @@ class Result(NamedTuple):
       batch: the reconstructed Batch.
       loss: the matching loss of exactly this batch, without the prior; what `jaxleak.best_of` compares.
       status: a `Status`, as an int array.
-      trace: a Trace, or None from `Attack.reconstruct`.
+      trace: a Trace; from `Attack.reconstruct` None, or one with `x` alone.
     """
 
     batch: Batch
@@ -105,7 +107,7 @@ class Attack:
       init: `init(key, leak) -> state`; a state has the attributes `loss`, `status` and `restarts`, whatever else.
       step: `step(key, state, leak) -> state`. It is called while `status` is `Status.FINISHED`; any other is final, and
         a lane that shall go on in spite of trouble, as one that starts again, keeps it.
-      reconstruct: `reconstruct(state, leak) -> Result`, without a trace.
+      reconstruct: `reconstruct(state, leak) -> Result`, without a trace but for its `x`.
       num_steps: how many steps make a run.
       observe: the observation that the attack inverts.
       shape: the shape of the images to reconstruct, (n, height, width, channels).

@@ -83,7 +83,8 @@ def finish(attack: Attack, leak: Leak, lane: Lane) -> Result:
     """The result of a lane. The trace of one that ended early goes on with its last loss."""
     result = attack.reconstruct(lane.state, leak)
     later = (jnp.arange(attack.num_steps) >= lane.taken) & ~running(lane)
-    return result._replace(trace=Trace(jnp.where(later, lane.state.loss, lane.losses), lane.state.restarts))
+    x = None if result.trace is None else result.trace.x
+    return result._replace(trace=Trace(jnp.where(later, lane.state.loss, lane.losses), lane.state.restarts, x))
 
 
 @dataclasses.dataclass(frozen=True)

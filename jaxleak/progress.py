@@ -1,4 +1,4 @@
-"""A progress bar over the steps of a run."""
+"""Progress bars: over the steps of a run, and over the cells of a sweep."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -36,3 +36,30 @@ def bar(
     with Progress(*columns, console=Console(stderr=True)) as display:
         task = display.add_task(name, total=num_steps, value="...")
         yield lambda taken, found: display.update(task, completed=taken, value=f"{found:.3g}")
+
+
+@contextlib.contextmanager
+def cells(num_steps: int, num_cells: int, num_lanes: int, *, shown: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """Yields `report(steps_taken, cells_done, lanes_done)`, which moves the bar of a sweep.
+
+    Args:
+      num_steps: of all lanes together.
+      num_cells: of the sweep.
+      num_lanes: of the sweep.
+      shown: whether there is a bar.
+    """
+    if not shown:
+        yield lambda steps, cells, lanes: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[cells]}" + f"/{num_cells} cells"),
+        TextColumn("{task.fields[lanes]}" + f"/{num_lanes} lanes"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as display:
+        task = display.add_task("sweep", total=num_steps, cells=0, lanes=0)
+        yield lambda steps, cells, lanes: display.update(task, completed=steps, cells=cells, lanes=lanes)
