@@ -37,6 +37,9 @@ _INSTEAD = ({"stddev", "variance"}, {"fraction", "count"})
 # What a text cannot say: the experiment knows it, or draws it.
 _GIVEN = ("key", "loss_fn", "num_labels", "mean_labels")
 
+# Settings that decide shapes or types, and can be no array of a lane.
+_STATIC = ("bits", "layer")
+
 
 class Defense(NamedTuple):
     """One defense of a chain.
@@ -139,6 +142,11 @@ def transformation(
     return optax.with_extra_args_support(optax.chain(*chain))
 
 
+def evaluates(parts: tuple[Defense, ...]) -> bool:
+    """Whether one of them evaluates the model, so that it is part of the client's program."""
+    return any("loss_fn" in inspect.signature(defenses.NAMES[part.name]).parameters for part in parts)
+
+
 def adapted(
     observe: jl.observe.Observe, parts: tuple[Defense, ...], *, params: PyTree, batch: jl.Batch
 ) -> jl.observe.Observe:
@@ -169,6 +177,24 @@ def adapted(
             known |= {name: 1 for name in ("num_labels", "mean_labels") if name in takes}
         observe = jl.observe.adapted(observe, adaptive.NAMES[part.name](**known))
     return observe
+
+
+def apart(parts: tuple[Defense, ...]) -> tuple[tuple[Defense, ...], dict[str, float]]:
+    """What an attacker knows of a defense without its numbers, which can be arrays of lanes; a chain keeps its own.
+
+    Args:
+      parts: from `parse`.
+
+    Returns:
+      The defenses for `adapted`, and of a single one the numbers that were taken out, by setting.
+    """
+    if len(parts) != 1:
+        return parts, {}
+    name, settings = parts[0]
+    takes = inspect.signature(adaptive.NAMES[name]).parameters
+    known = {key: value for key, value in settings.items() if key in takes or key in _STATIC}
+    numbers = {key: float(value) for key, value in known.items() if type(value) in (int, float) and key not in _STATIC}
+    return (Defense(name, {key: value for key, value in known.items() if key not in numbers}),), numbers
 
 
 def described(parts: tuple[Defense, ...]) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -19,7 +21,7 @@ import numpy as np
 import optax
 
 import jaxleak as jl
-from jaxleak.files import write
+from jaxleak.files import append, write
 
 CONFIG = "config.json"
 RESULTS = "results.jsonl"
@@ -191,21 +193,7 @@ def append_results(folder: pathlib.Path, rows: Iterable[Row], columns: Columns =
     Raises:
       OSError: they cannot be written; names the file.
     """
-    path, added = folder / RESULTS, _lines(rows, columns)
-    try:
-        with open(path, "ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                # A raw write may stop short on a full disk; the one after it then says why.
-                written = file.write(added)
-                while written < len(added):
-                    written += file.write(added[written:])
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
-                raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    append(folder / RESULTS, _lines(rows, columns))
 
 
 def _lines(rows: Iterable[Row], columns: Columns) -> bytes:
@@ -280,6 +268,18 @@ def provenance() -> dict[str, Any]:
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores",
         "commit": _commit(),
     }
+
+
+def code() -> str:
+    """A hash of the sources that results come from: the library, the models, and what experiments prepare of them."""
+    root = pathlib.Path(jl.__file__).parent
+    experiments = pathlib.Path(__file__).parent
+    models = pathlib.Path(importlib.util.find_spec("jaxleak.models").origin).parent
+    own = [*root.rglob("*.py"), *models.rglob("*.py"), *experiments.glob("attack/*.py"), *experiments.glob("data/*.py")]
+    found = hashlib.sha256()
+    for path in sorted(own, key=lambda path: (path.parent.name, path.name)):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _commit() -> str | None:

@@ -12,6 +12,10 @@ from jaxleak import validate
 from jaxleak.names import lookup
 from jaxleak.observe.local_training import Order
 
+# Of clients that train: the rate of papers/agic §V, and the attacks that take local training to be one batch.
+DEFAULT_LOCAL_LEARNING_RATE = 1e-4
+ONE_BATCH = ("agic", "geng")
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -82,6 +86,11 @@ ASSUMED: Mapping[str, tuple[str, Callable[..., jl.observe.Observe]]] = {
         _averaged,
     ),
 }
+
+
+def assumed_by(attack: str, training: Training | None) -> str:
+    """What an attack of this name takes clients to have done, where nobody says: a name of `ASSUMED`."""
+    return "one_batch" if training is not None and attack in ONE_BATCH else "simulation"
 
 
 def sends(

@@ -16,17 +16,13 @@ from jaxleak.attacks.inverting_gradients import VARIANTS
 from jaxleak.experiments import data as datasets
 from jaxleak.experiments import folder, machine
 from jaxleak.experiments.attack import running, scenario
-from jaxleak.experiments.attack.client import ASSUMED
+from jaxleak.experiments.attack.client import ASSUMED, DEFAULT_LOCAL_LEARNING_RATE, ONE_BATCH, assumed_by
 from jaxleak.experiments.flags import command, flag, known
 from jaxleak.names import lookup
 
 # The main job: `jaxleak attack` alone.
 DEFAULT_ATTACK = "idlg"
 DEFAULT_NUM_STEPS = 80
-
-# Of clients that train: the rate of papers/agic §V, and the attacks that take local training to be one batch.
-DEFAULT_LOCAL_LEARNING_RATE = 1e-4
-ONE_BATCH = ("agic", "geng")
 
 # What makes the client train, and what only then has a meaning.
 _LOCAL = ("local_steps", "local_epochs", "local_batch_size", "local_learning_rate")
@@ -195,8 +191,7 @@ examples:
         factory = lookup("attack", name, jl.attacks.NAMES)
         settings = self._settings(name, factory)
         training = self._training()
-        assumed = "one_batch" if training is not None and name in ONE_BATCH else "simulation"
-        assumed = assumed if self.assume is None else self.assume
+        assumed = assumed_by(name, training) if self.assume is None else self.assume
         validate.integer_at_least("seeds", self.seeds, 1)
         validate.integer_at_least("seed", self.seed, 0)
         if self.seed > _LARGEST_SEED:

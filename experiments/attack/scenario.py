@@ -1,36 +1,81 @@
 """What is attacked: a client with images of a data set, a model, and a defense; and what leaks of it."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxleak as jl
 from jaxleak import models, validate
 from jaxleak.experiments import data, defending
 from jaxleak.experiments.attack.client import ASSUMED, Training, assume, sends
 
-__all__ = ["ASSUMED", "Scenario", "Training", "prepare"]
+__all__ = ["ASSUMED", "Scenario", "Sending", "ThreatModel", "Training", "prepare", "threat_model"]
 
 # Folded into the clients' key for their orders; no scenario has this many clients.
 _ORDERS = 2**31 - 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scenario:
-    """A prepared scenario: everything public, the leaks, and apart from them the truth.
+@dataclasses.dataclass(frozen=True)
+class Sending:
+    """What the clients of a scenario do; equal ones share their compiled programs.
+
+    Attributes:
+      model: their network.
+      training: or None where they send one gradient.
+      defense: as `jaxleak.experiments.defending` reads it.
+      precision: of products.
+    """
+
+    model: Any
+    training: Training | None
+    defense: str
+    precision: str
+
+    @property
+    def client(self) -> Callable[[jax.Array, jax.Array], jl.observe.Observe]:
+        """From the keys of a client, of its defense and of its order, to what it sends."""
+        loss_fn, chain = jl.cross_entropy(self.model.apply), defending.parse(self.defense)
+
+        def defense(key: jax.Array) -> optax.GradientTransformation:
+            return defending.transformation(chain, key=key, loss_fn=loss_fn)
+
+        return sends(loss_fn, self.training, defense if chain else None, precision=self.precision)
+
+    def update(self, params: Any, key: jax.Array, order: jax.Array, batch: jl.Batch) -> Any:
+        """What a client sends."""
+        chain = defending.parse(self.defense)
+        if self.training is not None or defending.evaluates(chain):
+            return _program(self)(params, key, order, batch)
+        # A defense of a gradient alone is not worth compiling for each of its strengths.
+        plain = dataclasses.replace(self, defense="none")
+        gradient = _program(plain)(params, key, order, batch)
+        if not chain:
+            return gradient
+        sent = dataclasses.replace(plain.client(key, order), function=lambda params, batch: gradient)
+        return jl.observe.defended(sent, defending.transformation(chain, key=key, loss_fn=None))(params, batch)
+
+
+@functools.lru_cache(maxsize=32)
+def _program(sending: Sending) -> Callable[..., Any]:
+    return jax.jit(lambda params, key, order, batch: sending.client(key, order)(params, batch))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class ThreatModel:
+    """Who sends what, and what the attacker knows of it; shapes, and no values.
 
     Attributes:
       dataset: where the images come from.
       model: the target network.
-      params: its parameters, shared by all leaks.
+      params: shapes of its parameters; of a Scenario, its parameters.
+      sending: what the clients do.
       observe: what the attacker takes a client to do, without its defense or adapted to it; attacks are built on it.
-      leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted
-        them.
-      truths: a Batch with x [batches, n, height, width, channels] and y [batches, n]; for metrics alone.
       indices: the data set's indices of the images [batches, n].
       statistics: `mean` and `stddev` of the target's normalisation, as settings of an attack.
       training: what the clients do, or None where they send one gradient.
@@ -39,9 +84,8 @@ class Scenario:
     dataset: data.Dataset
     model: Any
     params: Any
+    sending: "Sending"
     observe: jl.observe.Observe
-    leaks: jl.Leak
-    truths: jl.Batch
     indices: np.ndarray
     statistics: dict[str, Any]
     training: Training | None = None
@@ -49,10 +93,41 @@ class Scenario:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one batch of images."""
-        return tuple(self.truths.x.shape[1:])
+        return (self.indices.shape[1], *self.dataset.shape)
+
+    @property
+    def batch(self) -> jl.Batch:
+        """The shapes of one."""
+        labels = jax.ShapeDtypeStruct(self.shape[:1], jnp.int32)
+        return jl.Batch(jax.ShapeDtypeStruct(self.shape, jnp.float32), labels)
+
+    def leak(self) -> jl.Leak:
+        """The shapes of one leak.
+
+        Raises:
+          ValueError: the defense refuses such a client.
+        """
+        key = jax.random.key(0)
+        update = jax.eval_shape(lambda *args: self.sending.client(key, key)(*args), self.params, self.batch)
+        return jl.Leak(self.params, update, num_examples=self.shape[0], labels=self.batch.y)
 
 
-def prepare(
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Scenario(ThreatModel):
+    """A threat model with values: everything public, the leaks, and apart from them the truth.
+
+    Attributes:
+      params: the model's parameters, shared by all leaks.
+      leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted
+        them.
+      truths: a Batch with x [batches, n, height, width, channels] and y [batches, n]; for metrics alone.
+    """
+
+    leaks: jl.Leak
+    truths: jl.Batch
+
+
+def threat_model(
     *,
     model: str,
     dataset: data.Dataset,
@@ -65,11 +140,9 @@ def prepare(
     informed: bool = False,
     normalise: bool = True,
     precision: str = "float32",
-    model_seed: int = 0,
     model_settings: Mapping[str, Any] | None = None,
-    params: Any = None,
-) -> Scenario:
-    """Prepares the leaks of `images` images in batches of `batch_size`, each batch the update of one client.
+) -> ThreatModel:
+    """Who sends what: `images` images in batches of `batch_size`, each batch the update of one client.
 
     Args:
       model: a name of `jaxleak.models`.
@@ -85,15 +158,13 @@ def prepare(
       informed: whether the attacker knows the defense and its strength.
       normalise: the target normalises its input by the data set's statistics.
       precision: of products, a name of `jaxleak.observe.PRECISIONS`, for client and attacker alike.
-      model_seed: of the model's initial parameters.
       model_settings: further settings of the model.
-      params: in the place of the initial parameters, those of a trained model or a later round.
 
     Returns:
-      A Scenario.
+      A ThreatModel. Nothing is computed for it.
 
     Raises:
-      ValueError: a name is unknown, or a number or the parameters do not fit.
+      ValueError: a name is unknown, or a number does not fit.
     """
     validate.integer_at_least("images", images, 1)
     validate.integer_at_least("batch_size", batch_size, 1)
@@ -102,9 +173,8 @@ def prepare(
     statistics = {"mean": dataset.mean, "stddev": dataset.stddev} if normalise else {"mean": 0.0, "stddev": 1.0}
     settings = {**statistics, **(model_settings or {})}
     network = models.create(model, num_classes=dataset.num_classes, **settings)
-    loss_fn = jl.cross_entropy(network.apply)
     observe = assume(
-        loss_fn,
+        jl.cross_entropy(network.apply),
         training,
         num_examples=batch_size,
         assumed=assumed,
@@ -112,32 +182,61 @@ def prepare(
         precision=precision,
     )
     chain = defending.parse(defense)
-    client = sends(
-        loss_fn,
-        training,
-        (lambda key: defending.transformation(chain, key=key, loss_fn=loss_fn)) if chain else None,
-        precision=precision,
-    )
     indices = data.select(dataset, images // batch_size, batch_size, None)
-    x, y = dataset.take(indices.reshape(-1))
-    truths = jl.Batch(jnp.asarray(x).reshape(*indices.shape, *x.shape[1:]), jnp.asarray(y).reshape(indices.shape))
-    key = jax.random.key(model_seed)
+    shape = jax.ShapeDtypeStruct((batch_size, *dataset.shape), jnp.float32)
     try:
-        expected = jax.eval_shape(network.init, key, truths.x[0])
+        params = jax.eval_shape(network.init, jax.random.key(0), shape)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"model={model}: refuses images of shape {x.shape[1:]} of {dataset.name}: {error}") from error
+        raise ValueError(
+            f"model={model}: refuses images of shape {dataset.shape} of {dataset.name}: {error}"
+        ) from error
+    found = ThreatModel(
+        dataset=dataset,
+        model=network,
+        params=params,
+        sending=Sending(network, training, defense, precision),
+        observe=observe,
+        indices=indices,
+        statistics=statistics,
+        training=training,
+    )
+    if not informed:
+        return found
+    return dataclasses.replace(found, observe=defending.adapted(observe, chain, params=params, batch=found.batch))
+
+
+def prepare(*, model: str, model_seed: int = 0, params: Any = None, **settings: Any) -> Scenario:
+    """Prepares what leaks of a threat model.
+
+    Args:
+      model: a name of `jaxleak.models`.
+      model_seed: of the model's initial parameters.
+      params: in the place of the initial parameters, those of a trained model or a later round.
+      **settings: as for `threat_model`.
+
+    Returns:
+      A Scenario.
+
+    Raises:
+      ValueError: a name is unknown, or a number or the parameters do not fit.
+    """
+    threat = threat_model(model=model, **settings)
+    indices = threat.indices
+    x, y = threat.dataset.take(indices.reshape(-1))
+    truths = jl.Batch(jnp.asarray(x).reshape(*indices.shape, *x.shape[1:]), jnp.asarray(y).reshape(indices.shape))
     if params is None:
-        params = jax.jit(network.init)(key, truths.x[0])
-    elif (problem := validate.first_difference(expected, params)) is not None:
+        params = jax.jit(threat.model.init)(jax.random.key(model_seed), truths.x[0])
+    elif (problem := validate.first_difference(threat.params, params)) is not None:
         raise ValueError(f"params: {problem}, as model={model} has it")
-    if informed:
-        observe = defending.adapted(observe, chain, params=params, batch=jl.Batch(truths.x[0], truths.y[0]))
-    send = jax.jit(lambda key, order, batch: client(key, order)(params, batch))
     key = jax.random.key(model_seed + 1)
     keys = jax.random.split(key, len(indices))
     orders = jax.random.split(jax.random.fold_in(key, _ORDERS), len(indices))
     batches = [jl.Batch(truths.x[i], truths.y[i]) for i in range(len(indices))]
-    updates = [send(*client_keys, batch) for *client_keys, batch in zip(keys, orders, batches, strict=True)]
+    updates = [
+        threat.sending.update(params, *client_keys, batch)
+        for *client_keys, batch in zip(keys, orders, batches, strict=True)
+    ]
     update = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
-    leaks = jl.Leak(params, update, num_examples=batch_size, labels=truths.y)
-    return Scenario(dataset, network, params, observe, leaks, truths, indices, statistics, training)
+    leaks = jl.Leak(params, update, num_examples=threat.shape[0], labels=truths.y)
+    own = {field.name: getattr(threat, field.name) for field in dataclasses.fields(threat)}
+    return Scenario(**{**own, "params": params}, leaks=leaks, truths=truths)

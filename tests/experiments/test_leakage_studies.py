@@ -9,7 +9,7 @@ import scipy.stats
 import sklearn.metrics
 
 from jaxleak.experiments import data
-from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.attack import figures, scenario
 from jaxleak.experiments.studies import (
     frontier,
     gradient_dropout_fig_2,
@@ -96,7 +96,7 @@ def test_programs_join_what_one_compilation_can_serve():
 def test_the_interval_is_that_of_scipy():
     random = np.random.default_rng(1)
     values = random.normal(size=(25, 1, 1))
-    found = leakage.interval(values, np.zeros((25, 1)), draws=20_000)
+    found = figures.interval(values, np.zeros((25, 1)), draws=20_000)
     other = scipy.stats.bootstrap(
         (values.ravel(),), np.median, method="percentile", n_resamples=20_000, rng=np.random.default_rng(2)
     ).confidence_interval
@@ -106,8 +106,8 @@ def test_the_interval_is_that_of_scipy():
 def test_the_interval_is_of_the_best_seeds():
     values = np.array([[[0.0], [5.0]], [[5.0], [9.0]]])
     loss = np.array([[2.0, 1.0], [1.0, np.inf]])
-    assert leakage.interval(values, loss) == (5.0, 5.0)
-    low, high = leakage.interval(values, loss, over_seeds=True)
+    assert figures.interval(values, loss) == (5.0, 5.0)
+    low, high = figures.interval(values, loss, over_seeds=True)
     # The better seed is not always drawn.
     assert low < 5.0 <= high
 

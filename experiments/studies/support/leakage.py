@@ -5,28 +5,24 @@ program. One who knows of a defense has a program for each kind of it, with the 
 strengths has the same draws, and every cell has the same seeds: cells differ by their defense alone.
 """
 
-import dataclasses
-import inspect
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxleak as jl
-from jaxleak import adaptive
+from jaxleak import sweep
 from jaxleak.experiments import defending
 from jaxleak.experiments.attack import scenario
 from jaxleak.experiments.attack.evaluation import evaluate
+from jaxleak.experiments.attack.figures import figures
 from jaxleak.experiments.studies.support import study
 
-DRAWS = 2000
 # What makes two rows of a file the same cell.
 IDENTITY = ("dataset", "model", "batch_size", "attack", "informed", "attacker", "defense")
-# Settings that decide shapes or types, and can be no array of a lane.
-_STATIC = ("bits", "layer")
 
 
 class Program(NamedTuple):
@@ -92,7 +88,7 @@ def programs(defenses: Iterable[str], *, informed: bool) -> list[Program]:
     for text in defenses:
         chain = defending.parse(text)
         if chain:
-            known, numbers = _apart(chain)
+            known, numbers = defending.apart(chain)
             groups.setdefault(repr((known, sorted(numbers))), []).append((text, known, numbers))
     return [
         Program(
@@ -102,17 +98,6 @@ def programs(defenses: Iterable[str], *, informed: bool) -> list[Program]:
         )
         for group in groups.values()
     ]
-
-
-def _apart(chain: tuple[defending.Defense, ...]) -> tuple[tuple[defending.Defense, ...], dict[str, float]]:
-    """What is known of a defense without its numbers, and the numbers; a chain of several keeps them."""
-    if len(chain) > 1:
-        return chain, {}
-    name, settings = chain[0]
-    takes = inspect.signature(adaptive.NAMES[name]).parameters
-    known = {key: value for key, value in settings.items() if key in takes or key in _STATIC}
-    numbers = {key: float(value) for key, value in known.items() if type(value) in (int, float) and key not in _STATIC}
-    return (defending.Defense(name, {key: value for key, value in known.items() if key not in numbers}),), numbers
 
 
 def clients(defenses: Iterable[str], **settings: Any) -> Clients:
@@ -177,24 +162,21 @@ def measure(
             **{**first.statistics, **settings},
         )
 
-    found = [given.leaks[text] for text in program.defenses]
-    # Strengths have an axis in front of the leaks; without any, all cells are leaks of one attack.
-    join = jnp.stack if program.numbers else jnp.concatenate
-    leaks = dataclasses.replace(
-        found[0],
-        update=jax.tree.map(lambda *leaves: join(leaves), *(leak.update for leak in found)),
-        labels=join([leak.labels for leak in found]),
-    )
     keys = jax.random.split(jax.random.key(key), (batches, seeds))
+    together = [
+        sweep.Cell(
+            key=text,
+            program=None,
+            attack=built,
+            numbers={name: values[i] for name, values in program.numbers.items()},
+            leaks=functools.partial(given.leaks.__getitem__, text),
+            keys=keys,
+        )
+        for i, text in enumerate(program.defenses)
+    ]
     started = time.perf_counter()
-    if program.numbers:
-        strengths = {name: jnp.asarray(values, jnp.float32) for name, values in program.numbers.items()}
-        result = jl.run(built, leaks, keys, settings=strengths)
-    else:
-        result = jl.run(built({}), leaks, jnp.concatenate([keys] * cells))
-    result = jax.block_until_ready(result)
+    result = sweep.together(sweep.Unit(tuple(together), cells))
     seconds = time.perf_counter() - started
-    result = jax.tree.map(lambda leaf: leaf.reshape((cells, batches, seeds, *leaf.shape[result.loss.ndim :])), result)
     labels = settings.get("labels", "own")
     common = {
         "attack": attack,
@@ -215,64 +197,9 @@ def measure(
         own = jax.tree.map(lambda leaf, i=i: leaf[i], result)
         evaluation = evaluate(first, own)
         measured.append(
-            Measured({"defense": text, **common, **_figures(own, evaluation)}, evaluation.of_best(evaluation.x))
+            Measured({"defense": text, **common, **figures(own, evaluation)}, evaluation.of_best(evaluation.x))
         )
     return measured
-
-
-def _figures(result: jl.Result, found: Any) -> dict[str, Any]:
-    """Of a result with lanes [batches, seeds]."""
-    status = np.asarray(result.status)
-    # A lane that diverged is never chosen, as in `jaxleak.best_lane`.
-    loss = np.where(status == jl.Status.DIVERGED, np.inf, np.asarray(result.loss, float))
-    psnr, ssim = found.of_best(found.psnr), found.of_best(found.ssim)
-    return {
-        "psnr_median": rounded(np.median(psnr), 2),
-        "psnr_quartiles": [rounded(q, 2) for q in np.quantile(psnr, (0.25, 0.75))],
-        "psnr_median_all_lanes": rounded(np.median(found.psnr), 2),
-        "ssim_median": rounded(np.median(ssim), 3),
-        "ssim_interval": [rounded(end, 3) for end in interval(found.ssim, loss)],
-        "label_correct": rounded(np.mean(found.of_best(found.label_correct)), 3),
-        "label_correct_all_lanes": rounded(np.mean(found.label_correct), 3),
-        "statuses": {s.name.lower(): int(np.sum(status == s)) for s in jl.Status},
-        "restarts": int(np.sum(result.trace.restarts)) if result.trace is not None else 0,
-        "psnr": [[[rounded(value, 2) for value in lane] for lane in leak] for leak in found.psnr],
-        "ssim": [[[rounded(value, 3) for value in lane] for lane in leak] for leak in found.ssim],
-        "loss": [[float(f"{value:.4g}") if np.isfinite(value) else None for value in leak] for leak in loss],
-    }
-
-
-def rounded(value: Any, digits: int) -> float | None:
-    """A number of a row; None for one that is not finite, which JSON does not have."""
-    return round(float(value), digits) if np.isfinite(value) else None
-
-
-def interval(values: Any, loss: Any, *, over_seeds: bool = False, draws: int = DRAWS) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the median over images of the best seeds by loss.
-
-    Args:
-      values: a metric of every reconstruction [batches, seeds, n].
-      loss: the matching loss of every lane [batches, seeds]; infinity for one that is not to be chosen.
-      over_seeds: draw the seeds of each batch anew as well. Fewer of them are different then, so that the best is
-        worse on the average than the best of all: the interval leans to the lower side.
-      draws: how many.
-
-    Returns:
-      Its ends; NaN where a value is NaN.
-    """
-    values, loss = np.asarray(values, float), np.asarray(loss, float)
-    random = np.random.default_rng(0)
-    batches, seeds = loss.shape
-    drawn = random.integers(batches, size=(draws, batches))
-    if over_seeds:
-        lanes = random.integers(seeds, size=(draws, batches, seeds))
-        best = np.argmin(loss[drawn[..., None], lanes], axis=-1)
-        best = np.take_along_axis(lanes, best[..., None], -1)[..., 0]
-    else:
-        best = np.argmin(loss, axis=-1)[drawn]
-    medians = np.median(values[drawn, best].reshape(draws, -1), axis=-1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return float(low), float(high)
 
 
 def collect(
