@@ -1,0 +1,1 @@
+"""`jaxleak report`: one page of any number of run folders, of attacks, sweeps and training."""
