@@ -1,4 +1,4 @@
-"""The command line: `jaxleak attack`, `jaxleak train`, `jaxleak bench`."""
+"""The command line: `jaxleak attack`, `jaxleak sweep`, `jaxleak train`, `jaxleak bench`."""
 
 import functools
 import operator
@@ -14,7 +14,11 @@ import jaxleak as jl
 from jaxleak import distributed
 from jaxleak.benchmarks.bench import BenchConfig
 from jaxleak.experiments.attack.command import AttackConfig
+from jaxleak.experiments.audit.command import AuditConfig
 from jaxleak.experiments.machine import REFUSED
+from jaxleak.experiments.report.command import ReportConfig
+from jaxleak.experiments.reproduce.command import ReproduceConfig
+from jaxleak.experiments.sweep.command import SweepConfig
 from jaxleak.experiments.train.command import TrainConfig
 
 FAILED = 1
@@ -31,13 +35,22 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: dict[str, type[Command]] = {"attack": AttackConfig, "train": TrainConfig, "bench": BenchConfig}
+COMMANDS: dict[str, type[Command]] = {
+    "attack": AttackConfig,
+    "sweep": SweepConfig,
+    "train": TrainConfig,
+    "report": ReportConfig,
+    "audit": AuditConfig,
+    "reproduce": ReproduceConfig,
+    "bench": BenchConfig,
+}
 
 _DESCRIPTION = "How much of a client's private data can be rebuilt from its federated learning updates."
 _EXAMPLES = """\
 examples:
   jaxleak attack           attack eight photographs: the main job, under two minutes on two cores
   jaxleak attack --help    all that can be chosen
+  jaxleak sweep STUDY      a grid of attacks, defenses, models and data, from a TOML file
   jaxleak train            federated training of ten clients with handwritten digits
   jaxleak --version        the version
 """

@@ -18,6 +18,7 @@ from jaxleak import labels, models
 from jaxleak.experiments import data
 from jaxleak.experiments.attack import scenario
 from jaxleak.experiments.studies.support import study
+from jaxleak.experiments.studies.support.comparison import QUALITY, Comparison, ascending, grouped, value
 
 # scale: model, images, steps, betas
 SCALES = {
@@ -37,6 +38,52 @@ class Options(study.Options):
     """
 
     weights_dir: pathlib.Path | None = None
+
+
+def _curve(rows, relu_modifier):
+    chosen = [row for row in rows if value(row, "settings.relu_modifier") is relu_modifier]
+    return {value(row, "settings.beta"): row["psnr_median"] for row in chosen}
+
+
+def _best_above_one(curve):
+    return max(curve, key=curve.get) > 1 if 1.0 in curve and len(curve) > 1 else None
+
+
+def _orders(rows):
+    trained = _curve([row for row in rows if row["model"].endswith("trained")], True)
+    for (model,), own in grouped([row for row in rows if not row["model"].endswith("trained")], "model"):
+        modified, plain = _curve(own, True), _curve(own, False)
+        for curve, how in ((modified, "with"), (plain, "without")):
+            rises = ascending(*(curve[beta] for beta in sorted(curve))) if len(curve) > 1 else None
+            yield f"{model}, untrained, {how} the modifier for ReLUs: PSNR rises with beta", rises
+        yield f"{model}, untrained, with the modifier for ReLUs: the best beta is above 1", _best_above_one(modified)
+        both = modified.keys() & plain.keys()
+        helps = all(plain[beta] <= modified[beta] for beta in both) if both else None
+        yield f"{model}, untrained: the modifier for ReLUs helps at every beta", helps
+        known = len(modified) > 1 and len(trained) > 1
+        lower = max(trained, key=trained.get) < max(modified, key=modified.get) if known else None
+        yield f"the best beta is lower on the trained network than on {model}, untrained", lower
+    yield "trained, with the modifier for ReLUs: the best beta is above 1", _best_above_one(trained)
+
+
+COMPARISON = Comparison(
+    artefact="AGIC, Fig. 9",
+    paper="xu2022agic",
+    what="PSNR over beta, the weight of the last convolution where the first has 1, with and without the modifier for "
+    "ReLUs.",
+    columns={
+        "model": "model",
+        "data": "dataset",
+        "modifier for ReLUs": "settings.relu_modifier",
+        "beta": "settings.beta",
+        "total variation": "settings.total_variation",
+        "steps": "num_steps",
+        "images": "images",
+        **QUALITY,
+    },
+    judge=_orders,
+    differs="The paper attacks ResNet20-4, untrained and trained, for 10,000 steps, and its curves have no numbers.",
+)
 
 
 def main(options: Options) -> list[dict]:

@@ -14,9 +14,45 @@ import tyro
 from jaxleak.experiments import data
 from jaxleak.experiments.attack import scenario
 from jaxleak.experiments.studies.support import study
+from jaxleak.experiments.studies.support.comparison import Comparison
 
 # scale: (images, seeds, iterations)
 SCALES = {"seconds": (2, 2, 2), "minutes": (20, 4, 300), "paper": (100, 4, 300)}
+
+
+def _orders(rows):
+    for row in rows:
+        attack, place = row["attack"], f"{row['attack']}, {row['model']}, {row['dataset']}"
+        yield f"{place}: the median PSNR is above 30 dB", row["psnr_median"] > 30
+        if attack == "dlg":
+            claim = f"{place}: the label of the best seed by loss is right in at least 80 % of images"
+            yield claim, row["label_correct"] >= 0.8
+        if attack == "idlg":
+            yield f"{place}: the label is right in all lanes", row["label_correct_all_lanes"] == 1
+
+
+COMPARISON = Comparison(
+    artefact="DLG and iDLG on LeNet (no table of a paper)",
+    paper="",
+    what="PSNR of single images rebuilt by L-BFGS without a line search, of the best seed by loss.",
+    columns={
+        "model": "model",
+        "data": "dataset",
+        "attack": "attack",
+        "images": "images",
+        "seeds": "seeds",
+        "iterations": "num_steps",
+        "PSNR (dB)": "psnr_median",
+        "quartiles (dB)": "psnr_quartiles",
+        "at least 30 dB": "share_above_30_db",
+        "label right": "label_correct",
+        "label right, all lanes": "label_correct_all_lanes",
+        "stalled": "statuses.stalled",
+        "diverged": "statuses.diverged",
+        "restarts": "restarts",
+    },
+    judge=_orders,
+)
 
 
 def main(options: study.Options) -> list[dict]:

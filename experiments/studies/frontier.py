@@ -35,8 +35,10 @@ from matplotlib.figure import Figure
 import jaxleak as jl
 from jaxleak import models
 from jaxleak.experiments import data, defending, folder
+from jaxleak.experiments.attack import figures
 from jaxleak.experiments.studies import leakage_grid
-from jaxleak.experiments.studies.support import leakage, study, verdicts
+from jaxleak.experiments.studies.support import study, verdicts
+from jaxleak.experiments.studies.support.comparison import Comparison, ascending, grouped
 
 PARTS = ("all", "train", "plot")
 MODEL, RATE = "lenet", 0.1
@@ -48,6 +50,15 @@ SCALES: dict[str, tuple[int, int, int | None, int | None, int, tuple[int, ...]]]
 }
 # What a defense of the grid is in training, where that is another one.
 TRAINED_AS = {"learning_rate_perturbation:scale=2": "learning_rate_perturbation:scale=1"}
+# Where accuracies are: the figures of training alone.
+ROWS = "frontier_accuracy"
+# What should have the accuracy of no defense: quantization, and noise of the smallest variance.
+_FREE = (
+    *(f"quantize:bits={bits}" for bits in ("16", "8", "mixed")),
+    *(f"{noise}:variance=1e-4" for noise in ("gaussian_noise", "laplacian_noise")),
+)
+# Points of accuracy lost up to which the plot's axis is linear.
+_LINEAR = 0.5
 _MARKERS = "osv^D<>Pphd"
 
 
@@ -64,6 +75,60 @@ class Options(study.Options):
     part: str = "all"
     data: str = "mnist"
     only: str = ""
+
+
+def _accuracy(rows, dataset, text):
+    found = [row["accuracy"] for row in rows if (row["dataset"], row["defense"]) == (dataset, text)]
+    found = [accuracy for accuracy in found if accuracy is not None]
+    return round(float(np.mean(found)), 2) if found else None
+
+
+def _lines(rows):
+    for (dataset, _), same in grouped(rows, "dataset", _family):
+        none = _accuracy(rows, dataset, "none")
+        for (text,), own in sorted(grouped(same, "defense"), key=lambda group: verdicts.strength(*group[0])):
+            accuracy = _accuracy(own, dataset, text)
+            lost = None if accuracy is None or none is None else round(none - accuracy, 2)
+            yield {**own[0], "accuracy": accuracy, "lost": lost, "runs": len(own)}
+
+
+def _family(row):
+    return row["defense"].partition(":")[0]
+
+
+def _orders(rows):
+    for (dataset,), own in grouped(rows, "dataset"):
+        none = _accuracy(own, dataset, "none")
+        for (family,), same in grouped(own, _family):
+            texts = sorted(dict.fromkeys(row["defense"] for row in same), key=verdicts.strength)
+            if len(texts) > 1:
+                falling = ascending(*(_accuracy(own, dataset, text) for text in reversed(texts)))
+                yield f"{dataset}: of {family}, no strength has a higher accuracy than a weaker one", falling
+        for text in _FREE:
+            close = ascending(none, _accuracy(own, dataset, text), slack=_LINEAR)
+            yield f"{dataset}: {text} costs at most {_LINEAR} points, up to which the plot's axis is linear", close
+
+
+COMPARISON = Comparison(
+    artefact="accuracy against leakage (no plot of a paper)",
+    paper="",
+    what="Test accuracy after training under the defenses of the leakage grid; leakage to the strongest attacker is in "
+    "`frontier-<data>-<scale>.json` and its plot.",
+    columns={
+        "model": "model",
+        "data": "dataset",
+        "defense": "defense",
+        "trained as": lambda row: None if row["trained_as"] == row["defense"] else row["trained_as"],
+        "clients": "clients",
+        "rounds": "rounds",
+        "training images": "training_images",
+        "runs": "runs",
+        "accuracy (%)": "accuracy",
+        "points lost": "lost",
+    },
+    judge=_orders,
+    select=_lines,
+)
 
 
 def main(options: Options) -> list[dict]:
@@ -233,7 +298,7 @@ def _of(row: Mapping[str, Any], metric: str, digits: int) -> dict[str, Any]:
     loss = [[np.inf if value is None else value for value in leak] for leak in row["loss"]]
     return {
         "value": row[f"{metric}_median"],
-        "interval": [leakage.rounded(end, digits) for end in leakage.interval(row[metric], loss, over_seeds=True)],
+        "interval": [figures.rounded(end, digits) for end in figures.interval(row[metric], loss, over_seeds=True)],
         "attacker": f"{row['attack']}, {'informed' if row['informed'] else 'plain'}",
     }
 

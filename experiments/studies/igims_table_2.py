@@ -18,6 +18,7 @@ even class probabilities in the place of those of random images.
 import dataclasses
 import functools
 import json
+import operator
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ import jaxleak as jl
 from jaxleak import models
 from jaxleak.experiments import data, folder
 from jaxleak.experiments.studies.support import study
+from jaxleak.experiments.studies.support.comparison import Comparison, grouped
 from jaxleak.labels import recovered
 from jaxleak.labels.classifier import classifier
 
@@ -261,6 +263,75 @@ def summary(row: dict[str, Any]) -> str:
         f"{row['dataset']} {kind} {row['model']}, {sent}, batch {row['batch_size']}, {row['method']}: "
         f"accuracy {row['accuracy']}{paper}, confidence {row['confidence']}, {row['seconds']} s"
     )
+
+
+def _orders(rows):
+    for (dataset, model, trained, observation), own in grouped(rows, "dataset", "model", "trained", "observation"):
+        found = {
+            method: {row["batch_size"]: row["accuracy"] for row in own if row["method"] == method} for method in METHODS
+        }
+        rate = observation.get("learning_rate")
+        sent = "one gradient" if rate is None else f"FedAvg at {rate:g}"
+        place = f"{dataset}, {'trained' if trained else 'untrained'} {model}, {sent}"
+        claims = [*(_against_even if trained else _against_zlr)(found)]
+        if printed := [row for row in own if row["method"] == "alr" and row.get("paper") is not None]:
+            claims += _against_paper(printed, found["zlr"])
+        yield from ((f"{place}: {claim}", holds) for claim, holds in claims)
+
+
+def _against_zlr(found):
+    for method, name in (("alr", "ALR"), ("geng", "Geng's count"), ("ilrg", "iLRG")):
+        yield f"{name} is above ZLR at every batch size", _each(operator.gt, found[method], found["zlr"])
+
+
+def _against_paper(alr, zlr):
+    leads = {row["batch_size"]: row["accuracy"] - zlr[row["batch_size"]] for row in alr if row["batch_size"] in zlr}
+    claim = "ALR is further above ZLR at the largest batch than at the smallest"
+    yield claim, leads[max(leads)] > leads[min(leads)] if len(leads) > 1 else None
+    yield "ALR is at least the paper's at every batch size", all(row["accuracy"] >= row["paper"] for row in alr)
+
+
+def _against_even(found):
+    methods = [found[method] for method in ("zlr", "alr", "geng", "ilrg")]
+    best = {size: max(own) for size in found["even"] if None not in (own := [one.get(size) for one in methods])}
+    for name, own in (("ALR", found["alr"]), ("the best of ZLR, ALR, Geng's count and iLRG", best)):
+        yield f"{name} is not above even labels at any batch size", _each(operator.le, own, found["even"])
+
+
+def _each(rule, found, others):
+    known = others and others.keys() <= found.keys()
+    return all(rule(found[size], one) for size, one in others.items()) if known else None
+
+
+def _lines(rows):
+    for _, own in grouped(rows, "dataset", "model", "trained", "observation", "batch_size"):
+        yield {**own[0], "methods": {row["method"]: row for row in own}}
+
+
+COMPARISON = Comparison(
+    artefact="IGIMS, Table 2",
+    paper="fang2024iterative",
+    what="Share of a batch's labels that are recovered, each as often as it occurs; half of a batch is of one class, a "
+    "quarter of another.",
+    columns={
+        "data": "dataset",
+        "model": lambda row: f"{row['model']}, trained" if row["trained"] else row["model"],
+        "local rate": "observation.learning_rate",
+        "batches": lambda row: len(row["accuracies"]),
+        "batch": "batch_size",
+        "ZLR": "methods.zlr.accuracy",
+        "paper's ZLR": "methods.zlr.paper",
+        "ALR": "methods.alr.accuracy",
+        "paper's ALR": "methods.alr.paper",
+        "Geng": "methods.geng.accuracy",
+        "iLRG": "methods.ilrg.accuracy",
+        "ALR, even": "methods.alr_even.accuracy",
+        "even": "methods.even.accuracy",
+    },
+    judge=_orders,
+    differs="The paper does not say how many batches it averages, nor has it trained models, FedAvg or CIFAR-10 here.",
+    select=_lines,
+)
 
 
 def main(options: Options) -> list[dict]:

@@ -29,6 +29,8 @@ from matplotlib.figure import Figure
 
 from jaxleak.experiments import data, folder
 from jaxleak.experiments.studies.support import leakage, study
+from jaxleak.experiments.studies.support.comparison import Comparison, ascending, grouped, only
+from jaxleak.experiments.studies.support.verdicts import STOPPED
 
 SCALE = 2
 DEFENSE = f"learning_rate_perturbation:scale={SCALE}"
@@ -53,6 +55,47 @@ class Options(study.Options):
     """
 
     only: str = ""
+
+
+def _orders(rows):
+    for (dataset, attack), own in grouped(rows, "dataset", "attack"):
+        plain, nominal, expected, informed = (
+            only(own, "ssim_median", attacker=attacker) for attacker in ("plain", "nominal", "expected", "informed")
+        )
+        place = f"{dataset}, {attack}"
+        leaks = None if plain is None else plain >= STOPPED
+        yield f"{place}: without a defense the images leak, with a median SSIM of {STOPPED} or more", leaks
+        if leaks is False:
+            # Of an attack that fails without a defense nothing can be said.
+            continue
+        for attacker, found in (("eta", nominal), ("2 eta", expected)):
+            stops = None if found is None else found < STOPPED
+            yield f"{place}: LRP stops an attacker who divides by {attacker}, with a median SSIM below {STOPPED}", stops
+        claim = f"{place}: an attacker who estimates the rate has at least the median SSIM of no defense"
+        yield claim, ascending(plain, informed)
+
+
+COMPARISON = Comparison(
+    artefact="LRP, Fig. 2",
+    paper="wan2023enhancing",
+    what="DLG and iDLG on one image after one local step, without a defense and against a rate drawn from U(0, 4 eta).",
+    columns={
+        "model": "model",
+        "data": "dataset",
+        "attack": "attack",
+        "defense": lambda row: "none" if row["defense"] == "none" else "LRP",
+        "attacker": "attacker",
+        "iterations": "num_steps",
+        "images": "images",
+        "factors below 1": lambda row: None if not row["factors"] else sum(one < 1 for one in row["factors"]),
+        "SSIM": "ssim_median",
+        "SSIM, 95 %": "ssim_interval",
+        "PSNR (dB)": "psnr_median",
+    },
+    judge=_orders,
+    differs="The paper shows pictures and no figures, after 1,000 iterations, names no model, has LFW in the place of "
+    "att_faces, and does not say whether its attackers divide by eta (nominal) or by 2 eta (expected).",
+)
 
 
 def main(options: Options) -> list[dict]:

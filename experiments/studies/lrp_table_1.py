@@ -31,6 +31,7 @@ import tyro
 import jaxleak as jl
 from jaxleak import fl
 from jaxleak.experiments.studies.support import accuracy, study
+from jaxleak.experiments.studies.support.comparison import Comparison, grouped, only
 
 RATES = (0.005, 0.01, 0.02)
 PAIRS = tuple(itertools.product(RATES, RATES))
@@ -76,6 +77,56 @@ SCALES = {
     "minutes": Scale(),
     "paper": Scale(),
 }
+
+
+def _lines(rows):
+    for _, own in grouped([row for row in rows if "claims" not in row], "model", "dataset", "settings.rates"):
+        line = dict(own[0])
+        for kind, perturbed in (("still", False), ("perturbed", True)):
+            line[kind] = _mean(own, settings__perturbed=perturbed)
+            line[f"paper_{kind}"] = only(own, "paper.accuracy", settings__perturbed=perturbed)
+        yield line
+
+
+def _mean(rows, **wanted):
+    mean, stddev = (only(rows, field, **wanted) for field in ("accuracy", "accuracy_stddev"))
+    return mean if mean is None or stddev is None else f"{mean:.2f} ± {stddev:.2f}"
+
+
+def _orders(rows):
+    for (model, dataset), own in grouped(rows, "model", "dataset"):
+        found = next((row["claims"] for row in own if "claims" in row), {})
+        place = f"{model}, {dataset}"
+        for kind in ("unperturbed", "perturbed"):
+            for which, pair in (("best", (0.005, 0.02)), ("worst", (0.02, 0.005))):
+                at = found.get(f"{which}_{kind}")
+                yield f"{place}, {kind}: {which} at rates of {pair[0]} and {pair[1]}", at and tuple(at) == pair
+        difference = found.get("largest_difference")
+        within = None if difference is None else difference <= 1
+        yield f"{place}: perturbed and unperturbed are within a point of each other at all pairs of rates", within
+
+
+COMPARISON = Comparison(
+    artefact="LRP, Table 1",
+    paper="wan2023enhancing",
+    what="Test accuracy of two clients with classes of their own, by their rates, fixed and perturbed, in %: mean and "
+    "standard deviation of the runs.",
+    columns={
+        "model": "model",
+        "data": "dataset",
+        "rate of client 1": lambda row: row["settings"]["rates"][0],
+        "rate of client 2": lambda row: row["settings"]["rates"][1],
+        "rounds": "rounds",
+        "runs": "runs",
+        "unperturbed": "still",
+        "paper's unperturbed": "paper_still",
+        "perturbed": "perturbed",
+        "paper's perturbed": "paper_perturbed",
+    },
+    judge=_orders,
+    differs="The paper does not describe its models, and for this table names neither local steps nor batches.",
+    select=_lines,
+)
 
 
 def main(options: study.Options) -> list[dict]:

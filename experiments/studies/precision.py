@@ -25,6 +25,7 @@ from jaxleak import rewriting
 from jaxleak.experiments import data
 from jaxleak.experiments.attack import scenario
 from jaxleak.experiments.studies.support import study
+from jaxleak.experiments.studies.support.comparison import QUALITY, Comparison
 
 # Exponent and mantissa bits that factors keep.
 BITS = {"float32": (8, 23), "tensorfloat32": (8, 10), "bfloat16": (8, 7)}
@@ -60,6 +61,25 @@ def _rule(bits: tuple[int, int], equation: core.JaxprEqn) -> Callable[..., list[
         return [lax.dot_general_p.bind(*rounded, **equation.params)]
 
     return product
+
+
+COMPARISON = Comparison(
+    artefact="precision of products (no table of a paper)",
+    paper="",
+    what="PSNR of attacks whose model has the factors of every product rounded to fewer bits; no paper says what to "
+    "expect, and nothing is judged.",
+    columns={
+        "model": "model",
+        "data": "dataset",
+        "attack": "attack",
+        "precision": "settings.precision",
+        "images": "images",
+        "seeds": "seeds",
+        "steps": "num_steps",
+        **QUALITY,
+        "restarts": "restarts",
+    },
+)
 
 
 def main(options: study.Options) -> list[dict]:
