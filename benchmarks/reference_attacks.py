@@ -60,6 +60,26 @@ class DlgProblem(Problem):
         return (torch.cat([gradient.reshape(-1) for gradient in gradients]) - self.target).square().sum()
 
 
+class DlgAdam:
+    """Adam on DLG's distance; the labels are granted, where the attack has to find them."""
+
+    def __init__(self, subject: Subject, device: str, threads: int, num_steps: int):
+        del num_steps
+        torch.set_num_threads(threads)
+        self._problem = DlgProblem(subject, device)
+        self._latent = torch.randn(self._problem.latent_shape, device=self._problem.device).requires_grad_()
+        self._optimizer = torch.optim.Adam([self._latent], lr=0.1, fused=True)
+
+    def step(self) -> None:
+        """One step."""
+        self._latent.grad, _ = self._problem.by_autograd(self._latent)
+        self._optimizer.step()
+
+    def images(self) -> np.ndarray:
+        """Where it stands."""
+        return _images(self._problem, self._latent)
+
+
 class Idlg:
     """torch.optim.LBFGS, 20 evaluations a step; a lane that diverges or stalls starts again, as in jaxleak's."""
 
@@ -95,6 +115,7 @@ class Idlg:
 
 
 NAMES: Mapping[str, Callable[..., Lane]] = {
+    "dlg_adam": DlgAdam,
     "idlg": Idlg,
     "inverting_gradients": InvertingGradients,
 }
