@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ import pytest
 
 import jaxleak as jl
 from jaxleak import models
+from jaxleak.experiments import cli
+from jaxleak.experiments.sweep import load
+from jaxleak.experiments.sweep.cells import cells
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,14 +67,6 @@ def test_the_readme_has_the_two_commands_and_ci_runs_the_second():
     assert f"\n{test_command}\n" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_readme_names_every_study():
-    named = set(re.findall(r"`(\w+)`", re.search(r"with\nthe NAMEs (.*?)\. Their rows", README, re.DOTALL)[1]))
-    # "`agic_table_i` to `agic_table_vi`"
-    named |= {f"agic_table_{number}" for number in ("ii", "iii", "iv", "v")}
-    there = {path.stem for path in (ROOT / "experiments" / "studies").glob("*.py")} - {"__init__", "plots"}
-    assert named == there
-
-
 def test_the_pictures_of_the_readme_are_there():
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert pictures
@@ -86,3 +82,30 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     for block in blocks:
         shortened = block.replace("num_steps=1000", "num_steps=2").replace("num_steps=100", "num_steps=2")
         exec(compile(shortened.replace("progress=True", "progress=False"), "README.md", "exec"), namespace)
+
+
+def test_the_studies_of_the_readme_can_be_run(tmp_path):
+    blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "study.toml").write_text(block)
+        study = load(tmp_path / "study.toml")
+        assert len(cells(study, None, "")) > 1
+
+
+COMMANDS = re.findall(r"^ *(?:[A-Z_]+=\S+ )*jaxleak +((?:\\\n|[^\n#])+)", README, re.MULTILINE)
+
+
+def test_the_readme_shows_every_command():
+    assert {words[0] for words in map(shlex.split, COMMANDS)} >= set(cli.COMMANDS) - {"reproduce"}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_flags_in_the_commands_of_the_readme_are_there(line, capsys, monkeypatch):
+    name, *words = shlex.split(line.replace("\\\n", " "))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main([name, "--help"]) == 0
+    known = capsys.readouterr().out
+    for word in words:
+        if word.startswith("--"):
+            assert word in known, line

@@ -136,6 +136,21 @@ def test_a_defense_changes_each_local_step_and_not_what_the_attacker_simulates(p
     assert_close(defended.observe.public(defended.params, truth)["params"], plain)
 
 
+@pytest.mark.parametrize("name", ["clip:max_norm=", "prune:fraction=0.", "gaussian_noise:stddev=0."])
+def test_a_defended_gradient_is_that_of_the_defended_client_and_strengths_compile_nothing(prepare, name):
+    weak = prepare(defense=f"{name}3", images=8)
+    compiled = scenario._program.cache_info().misses
+    strong = prepare(defense=f"{name}6", images=8)
+    assert scenario._program.cache_info().misses == compiled
+    # The client as one program; the keys are those that `prepare` draws.
+    key = jax.random.split(jax.random.key(1), 2)[1]
+    batch = jax.tree.map(lambda leaf: leaf[1], strong.truths)
+    expected = jax.jit(lambda *args: strong.sending.client(key, key)(*args))(strong.params, batch)
+    assert_close(update_of(strong, 1), expected["params"])
+    both = jax.tree.leaves(update_of(weak, 1)), jax.tree.leaves(update_of(strong, 1))
+    assert not any(np.allclose(one, other, atol=1e-6) for one, other in zip(*both, strict=True) if one.ndim > 1)
+
+
 def test_an_informed_attacker_adapts_and_one_who_is_not_does_not(prepare):
     for name in jl.defenses.NAMES:
         plain, informed = (prepare(defense=name, images=4, informed=who) for who in (False, True))
