@@ -90,8 +90,22 @@ def test_every_round_is_on_the_page(row):
     assert {"commit", "date", "device", "versions"} <= set(row)
 
 
+SWEEPING = rows("sweeping.jsonl", "sweeping")
+
+
+@pytest.mark.parametrize("row", SWEEPING, ids=lambda row: str(row["reconstructions"]))
+def test_every_sweep_is_on_the_page(row):
+    cells = [(name, seconds, row["torch_seconds_of_cells"][name]) for name, seconds in row["seconds_of_cells"].items()]
+    for name, ours, theirs in [*cells, ("the whole sweep", row["seconds"], row["torch_seconds"]["median"])]:
+        (words,) = [words for words in LINES if words[0] == name]
+        assert words[2:] == [str(ours), str(theirs), f"{theirs / ours:.2f}"]
+    assert {"commit", "date", "device", "versions"} <= set(row)
+
+
 def test_no_line_of_the_tables_is_without_a_row():
     tables = [(f"{name}.jsonl", name) for name in ("convolutions", "profile", "depth")] + [("steps.jsonl", "step")]
-    headings = len(tables) + 2
+    headings = len(tables) + 3
     local_steps = {(row["model"], row["steps"], row["lanes"]) for row in FEDAVG}
-    assert len(LINES) - headings == sum(len(rows(*table)) for table in tables) + len(local_steps) + len(FEDERATION)
+    swept = sum(len(row["seconds_of_cells"]) + 1 for row in SWEEPING)
+    of_tables = sum(len(rows(*table)) for table in tables)
+    assert len(LINES) - headings == of_tables + len(local_steps) + len(FEDERATION) + swept
