@@ -266,5 +266,6 @@ def refuse_foreign(out: pathlib.Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={str(out)!r} is a file: expected a folder")
-    if out.is_dir() and not (out / FILE).exists() and any(out.iterdir()):
+    # Hidden ones are of another process that has just begun here.
+    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()) and not (out / FILE).exists():
         raise ValueError(f"out={str(out)!r} holds other files: expected a new folder, or that of a sweep")

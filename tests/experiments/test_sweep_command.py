@@ -13,6 +13,7 @@ import time
 import pytest
 
 from jaxleak.experiments import cli
+from jaxleak.experiments.sweep import study as studies
 
 STUDY = """
 attack = ["dlg_adam", {name = "inverting_gradients", total_variation = [1e-4, 1e-2]}]
@@ -124,6 +125,16 @@ def test_two_processes_share_a_sweep(study, whole, tmp_path):
         assert process.returncode == 0, error
     assert (tmp_path / "both" / "table.csv").read_text() == (whole / "table.csv").read_text()
     assert len(lines(tmp_path / "both")) == CELLS
+
+
+def test_a_folder_that_another_process_has_just_begun_is_not_foreign(tmp_path):
+    (tmp_path / ".study.json.part").write_text("")
+    studies.refuse_foreign(tmp_path)
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match="holds other files"):
+        studies.refuse_foreign(tmp_path)
+    (tmp_path / studies.FILE).write_text("")
+    studies.refuse_foreign(tmp_path)
 
 
 def test_ctrl_c_is_130_and_the_same_command_goes_on(study, whole, tmp_path):
