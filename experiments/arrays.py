@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 # Of one file, unpacked; what is larger is no update that one machine attacks.
 MOST_BYTES = 2**34
-# A file of an update unpacks to no more than so many times its size, unless that is little.
+# What unpacks to more than so many times the size of its file is refused, unless that is little.
 _MOST_TIMES, _LITTLE = 100, 2**28
 _KINDS = "biuf"
 

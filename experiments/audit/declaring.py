@@ -19,8 +19,8 @@ from jaxleak.experiments.attack import client
 
 PyTree = Any
 
-# A client as declared gives updates within this factor of the one that was sent, or something is declared wrongly:
-# images of different kinds move the norm of a gradient by less.
+# An update that differs in size by more than this from those of made-up batches is doubted. It is a judgement: wide
+# enough for images unlike noise, and too wide to see a rate that is off by a little.
 _FACTOR = 30.0
 _BATCHES = 8
 
