@@ -66,6 +66,17 @@ def _program(sending: Sending) -> Callable[..., Any]:
     return jax.jit(lambda params, key, order, batch: sending.client(key, order)(params, batch))
 
 
+@functools.lru_cache(maxsize=32)
+def _init(network: Any) -> Callable[..., Any]:
+    return jax.jit(network.init)
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(network: Any, shape: tuple[int, ...]) -> Any:
+    """Of the parameters of a network for images of this shape."""
+    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ThreatModel:
     """Who sends what, and what the attacker knows of it; shapes, and no values.
@@ -183,9 +194,8 @@ def threat_model(
     )
     chain = defending.parse(defense)
     indices = data.select(dataset, images // batch_size, batch_size, None)
-    shape = jax.ShapeDtypeStruct((batch_size, *dataset.shape), jnp.float32)
     try:
-        params = jax.eval_shape(network.init, jax.random.key(0), shape)
+        params = _shapes(network, (batch_size, *dataset.shape))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"model={model}: refuses images of shape {dataset.shape} of {dataset.name}: {error}"
@@ -225,7 +235,7 @@ def prepare(*, model: str, model_seed: int = 0, params: Any = None, **settings: 
     x, y = threat.dataset.take(indices.reshape(-1))
     truths = jl.Batch(jnp.asarray(x).reshape(*indices.shape, *x.shape[1:]), jnp.asarray(y).reshape(indices.shape))
     if params is None:
-        params = jax.jit(threat.model.init)(jax.random.key(model_seed), truths.x[0])
+        params = _init(threat.model)(jax.random.key(model_seed), truths.x[0])
     elif (problem := validate.first_difference(threat.params, params)) is not None:
         raise ValueError(f"params: {problem}, as model={model} has it")
     key = jax.random.key(model_seed + 1)

@@ -34,6 +34,9 @@ _OF_TRAINING = {
 }
 _OF_ATTACKER = ("assume", "hide_learning_rate")
 
+# What is attacked is made once for all attacks of a study, as long as it takes no more memory than this.
+_KEPT_BYTES = 512 * 2**20
+
 Config = dict[str, Any]
 
 
@@ -226,6 +229,7 @@ class _Maker:
         self._study, self._opened = study, opened
         self._leaks: dict[str, jl.Leak] = {}
         self._checked: set[str] = set()
+        self._scenarios: dict[str, scenario.Scenario] = {}
 
     def cell(self, key: str, config: Config) -> StudyCell:
         """A cell, checked by shapes.
@@ -264,10 +268,10 @@ class _Maker:
             program=program,
             attack=attack,
             numbers=values,
-            leaks=lambda: _scenario(config["seed"], tuple(self._settings(config).items())).leaks,
+            leaks=lambda: self._scenario(config).leaks,
             keys=lane_keys(config["seed"], len(threat.indices), config["seeds"]),
             config=config,
-            scenario=lambda: _scenario(config["seed"], tuple(self._settings(config).items())),
+            scenario=lambda: self._scenario(config),
         )
 
     def _settings(self, config: Config) -> Config:
@@ -286,11 +290,22 @@ class _Maker:
             "precision": config["precision"],
         }
 
+    def _scenario(self, config: Config) -> scenario.Scenario:
+        """What a cell attacks; kept for the cells of other attacks, as far as there is room."""
+        settings = self._settings(config)
+        place = _words(settings)
+        if place not in self._scenarios:
+            made = scenario.prepare(model_seed=config["seed"], **settings)
+            while self._scenarios and sum(map(_bytes, self._scenarios.values())) + _bytes(made) > _KEPT_BYTES:
+                del self._scenarios[next(iter(self._scenarios))]
+            self._scenarios[place] = made
+        return self._scenarios[place]
+
     def _check(self, config: Config, attack: Callable[[Numbers], jl.Attack], values: Numbers, program: str) -> None:
         """Builds the attack with the cell's own numbers, and traces what leaks and the attack's start."""
         made = attack(values)
         settings = self._settings(config)
-        place = repr({name: value for name, value in settings.items() if name != "dataset"}) + config["dataset"]
+        place = _words(settings)
         if place not in self._leaks:
             self._leaks[place] = scenario.threat_model(**settings).leak()
         if program not in self._checked:
@@ -317,6 +332,10 @@ def recorded_steps(num_steps: int, snapshots: int) -> tuple[int, ...]:
     return tuple(sorted({0, *places})) if places else ()
 
 
-@functools.lru_cache(maxsize=2)
-def _scenario(seed: int, settings: tuple[tuple[str, Any], ...]) -> scenario.Scenario:
-    return scenario.prepare(model_seed=seed, **dict(settings))
+def _words(settings: Config) -> str:
+    """The arguments of a scenario as a key."""
+    return repr({name: value.name if name == "dataset" else value for name, value in settings.items()})
+
+
+def _bytes(made: scenario.Scenario) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves((made.params, made.leaks.update, made.truths)))
