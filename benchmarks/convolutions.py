@@ -56,16 +56,7 @@ def _program(model: str, lanes: int, largest: int | None) -> measure.Program:
 def row(model: str, lanes: int, options: Options) -> dict[str, Any]:
     """All forms in turns."""
     programs = {form: _program(model, lanes, largest) for form, largest in FORMS.items()}
-    runs = {form: program.run for form, program in programs.items()}
-    times = measure.alternate(runs, repeats=options.repeats, seconds=options.seconds)
-    forms = {
-        form: {
-            "ms_a_lane_step": measure.spread(1e3 * times[form] / lanes),
-            "bytes_a_lane": program.plan.bytes_a_lane,
-            "compile_seconds": round(program.plan.compile_seconds, 1),
-        }
-        for form, program in programs.items()
-    }
+    forms = measure.beside(programs, lanes, repeats=options.repeats, seconds=options.seconds)
     return {"benchmark": "convolutions", **folder.provenance(), "model": model, "lanes": lanes, **forms}
 
 

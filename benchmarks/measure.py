@@ -87,6 +87,19 @@ def product(size: int) -> Run:
     return run
 
 
+def beside(programs: Mapping[str, Program], lanes: int, *, repeats: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Programs of so many lanes in turns: of each, milliseconds a lane-step, bytes a lane and seconds of compiling."""
+    times = alternate({name: program.run for name, program in programs.items()}, repeats=repeats, seconds=seconds)
+    return {
+        name: {
+            "ms_a_lane_step": spread(1e3 * times[name] / lanes),
+            "bytes_a_lane": program.plan.bytes_a_lane,
+            "compile_seconds": round(program.plan.compile_seconds, 1),
+        }
+        for name, program in programs.items()
+    }
+
+
 def alternate(runs: Mapping[str, Run], *, repeats: int, seconds: float) -> dict[str, np.ndarray]:
     """Times several things in turns, so that what else the machine does falls on all of them alike.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxleak import validate
+from jaxleak.draws import draw
 
 PyTree = Any
 
@@ -62,7 +63,7 @@ def pixels(
         return jnp.clip(latent, -mean_array / stddev_array, (1 - mean_array) / stddev_array) if box else latent
 
     return Generator(
-        init=lambda key: jax.random.normal(key, shape),
+        init=lambda key: draw(jax.random.normal, key, shape),
         apply=lambda latent: mean_array + stddev_array * latent,
         project=project,
     )

@@ -21,9 +21,8 @@ PyTree = Any
 # Compiled programs kept; a run has three, and a study goes back and forth between a few attacks.
 _PROGRAMS = 96
 
-# Of XLA on a CPU, the older of two ways to emit fused loops: LeNet's gradients of gradients are faster with it, and all
-# programs compile sooner (benchmarks/emitters.py).
-_CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+# Of XLA on a CPU, the older of two ways to emit fused loops (benchmarks/emitters.py).
+CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 
 
 class Lane(NamedTuple):
@@ -274,23 +273,22 @@ def program(setup: Setup, name: str, num_slots: int) -> Program:
             jax.shard_map(function, mesh=mesh(setup.devices), in_specs=in_specs, out_specs=out_specs, check_vma=False)
         )
     jitted = jax.jit(function, donate_argnums=donated, out_shardings=apart)
-    compiled = jitted.lower(shared, work, slots, *extra).compile(_compiler_options(setup.devices[0].platform))
+    compiled = _compile(jitted.lower(shared, work, slots, *extra), setup.devices[0].platform)
     operations = (compiled.cost_analysis() or {}).get("flops")
     if operations is not None:
         operations /= num_slots // len(setup.devices)
     return Program(compiled, _bytes_needed(compiled), operations)
 
 
-@functools.lru_cache
-def _compiler_options(platform: str) -> dict[str, Any] | None:
-    """What to tell XLA, where it knows of it: options come and go."""
-    if platform != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0).lower().compile(_CPU_OPTIONS)
-    except jax.errors.JaxRuntimeError:
-        return None
-    return _CPU_OPTIONS
+def _compile(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+    """Compiles with the options for a CPU, where this XLA knows them: such options come and go."""
+    if platform == "cpu" and CPU_OPTIONS:
+        try:
+            return lowered.compile(CPU_OPTIONS)
+        except jax.errors.JaxRuntimeError as error:
+            if "compile option" not in str(error):
+                raise
+    return lowered.compile()
 
 
 def _bytes_needed(compiled: jax.stages.Compiled) -> int:

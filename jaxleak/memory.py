@@ -14,9 +14,9 @@ from jaxleak import lanes
 
 # Lanes at a time where nobody says how many. On a CPU, so many a core keep it busy, and with more of them, or with
 # larger states, they leave its cache. Tried by hand on two cores and LeNet alone, where Adam was slower with 64 lanes
-# than with 16, and L-BFGS with 16 than with 8. The number for accelerators is a guess.
+# than with 16, and L-BFGS with 8 than with 4. The number for accelerators is a guess.
 _SLOTS_A_CORE = 8
-_STATES_A_CORE = 10 * 2**20
+_STATES_A_CORE = 6 * 2**20
 _MOST_SLOTS_ELSEWHERE = 1024
 
 # Of the free memory, what a run takes: results, other programs and other users need some.

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, variance_scaling
 
+from jaxleak.draws import draw
+
 torch_uniform: Initializer = variance_scaling(1 / 3, "fan_in", "uniform")
 """Uniform within +-1/sqrt(fan_in): torch's default for kernels of dense and convolutional layers."""
 
@@ -19,7 +21,7 @@ def uniform(bound: float) -> Initializer:
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return draw(jax.random.uniform, key, shape, dtype, minval=-bound, maxval=bound)
 
     return init
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxleak import distances, generators, priors, validate
 from jaxleak.attacks.matching import Labels, gradient_matching
 from jaxleak.base import Attack
+from jaxleak.draws import draw
 from jaxleak.labels import geng as geng_labels
 from jaxleak.lbfgs import lbfgs
 
@@ -75,7 +76,7 @@ def geng(
 
     def start(key: jax.Array) -> jax.Array:
         """Uniform in the images, whatever the normalisation."""
-        return (jax.random.uniform(key, tuple(shape)) - jnp.asarray(mean)) / jnp.asarray(stddev)
+        return (draw(jax.random.uniform, key, tuple(shape)) - jnp.asarray(mean)) / jnp.asarray(stddev)
 
     def prior(latent: jax.Array, x: jax.Array) -> jax.Array:
         del latent

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxleak import validate
+from jaxleak.draws import draw
 
 
 def additive_noise(
-    draw: Callable[..., jax.Array], *, stddev: Any, variance: Any, key: jax.Array
+    sampler: Callable[..., jax.Array], *, stddev: Any, variance: Any, key: jax.Array
 ) -> optax.GradientTransformation:
-    """Adds `stddev * draw(...)` to every leaf, with a key for each leaf and each call.
+    """Adds `stddev * sampler(...)` to every leaf, with a key for each leaf and each call.
 
     Args:
-      draw: `draw(key, shape, dtype)`, independent numbers of mean zero and standard deviation one.
+      sampler: `sampler(key, shape, dtype)`, independent numbers of mean zero and standard deviation one.
       stddev: of the noise, or None.
       variance: of the noise, or None; exactly one of the two is given.
       key: of the first call.
@@ -42,7 +43,7 @@ def additive_noise(
     def noisy(leaf: jax.Array, leaf_key: jax.Array) -> jax.Array:
         # Numbers drawn in a narrow dtype have no tails.
         wide = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-        noise = jnp.asarray(stddev, wide) * draw(leaf_key, jnp.shape(leaf), wide)
+        noise = jnp.asarray(stddev, wide) * draw(sampler, leaf_key, jnp.shape(leaf), wide)
         return (leaf + noise).astype(jnp.result_type(leaf))
 
     def update(updates: optax.Updates, state: jax.Array, params: optax.Params | None = None):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxleak import validate
+from jaxleak.draws import draw
 
 
 def gradient_dropout(keep: Any, stddev: Any, *, key: jax.Array) -> optax.GradientTransformation:
@@ -67,8 +68,8 @@ def gradient_dropout(keep: Any, stddev: Any, *, key: jax.Array) -> optax.Gradien
         # Numbers drawn in a narrow dtype are coarse.
         wide = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
         probability = jnp.asarray(keep, wide)
-        kept = jax.random.uniform(mask_key, jnp.shape(leaf), wide) < probability
-        noise = jnp.asarray(stddev, wide) * jax.random.normal(noise_key, jnp.shape(leaf), wide)
+        kept = draw(jax.random.uniform, mask_key, jnp.shape(leaf), wide) < probability
+        noise = jnp.asarray(stddev, wide) * draw(jax.random.normal, noise_key, jnp.shape(leaf), wide)
         return jnp.where(kept | ~jnp.isfinite(leaf), leaf / probability, noise).astype(jnp.result_type(leaf))
 
     def update(updates: optax.Updates, state: jax.Array, params: optax.Params | None = None):

@@ -11,6 +11,7 @@ import optax
 
 from jaxleak import validate
 from jaxleak.defenses.leaf_groups import by_layer
+from jaxleak.draws import draw
 
 PyTree = Any
 
@@ -177,6 +178,6 @@ def _encode(leaf: jax.Array, bits: int, key: jax.Array | None) -> tuple[jax.Arra
     else:
         # The remainder is exact in floating point; a sum of ratio and uniform number would not be.
         down = jnp.floor(ratio)
-        rounded = down + (jax.random.uniform(key, ratio.shape, ratio.dtype) < ratio - down)
+        rounded = down + (draw(jax.random.uniform, key, ratio.shape, ratio.dtype) < ratio - down)
     integers = jnp.clip(rounded, -largest, largest).astype(jnp.int8 if bits <= 8 else jnp.int16)
     return integers, scale

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxleak import variables
 from jaxleak.base import Batch
+from jaxleak.draws import draw
 from jaxleak.labels.classifier import Classifier
 
 PyTree = Any
@@ -31,7 +32,7 @@ class Expected(NamedTuple):
 
 def images(shape: tuple[int, ...]) -> jax.Array:
     """`NUM_IMAGES` images of uniform noise in [0, 1], the same in each call, of the size that `shape` has."""
-    return jax.random.uniform(jax.random.key(0), (NUM_IMAGES, *shape[1:]))
+    return draw(jax.random.uniform, jax.random.key(0), (NUM_IMAGES, *shape[1:]))
 
 
 def expected(found: Classifier, shape: tuple[int, ...]) -> Expected:

@@ -1,0 +1,71 @@
+"""Which of XLA's two ways to emit fused loops for a CPU is faster for a run: its default, or the older one.
+
+What is timed is the step of `inverting_gradients` in the program of a run, on one device; the two take turns. A row
+has, for each, the milliseconds a lane-step and the seconds of compiling that program, with an empty cache.
+
+Command: python -m jaxleak.benchmarks.emitters --out benchmarks/results/emitters.jsonl
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+from unittest import mock
+
+import jax
+import tyro
+
+import jaxleak as jl
+from jaxleak import lanes as lanes_
+from jaxleak.benchmarks import measure, subjects
+from jaxleak.experiments import data, folder
+
+# What XLA is told.
+EMITTERS: dict[str, dict[str, Any]] = {"default": {}, "older": lanes_.CPU_OPTIONS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of the benchmark.
+
+    Attributes:
+      models: names of `subjects.NAMES`, each a row.
+      lanes: how many.
+      repeats: turns of each.
+      seconds: how long a turn lasts.
+      out: the file for the rows.
+    """
+
+    models: tuple[str, ...] = ("lenet", "lenet5", "mlp", "resnet20")
+    lanes: int = 8
+    repeats: int = 5
+    seconds: float = 0.5
+    out: pathlib.Path = pathlib.Path("benchmarks/results/emitters.jsonl")
+
+
+def row(model: str, options: Options) -> dict[str, Any]:
+    """Both in turns."""
+    x, y = data.load("photos").take([0])
+    programs = {}
+    for name, told in EMITTERS.items():
+        with mock.patch.object(lanes_, "CPU_OPTIONS", told):
+            subject = subjects.create(model, jl.Batch(x, y))
+            programs[name] = measure.program(subject, options.lanes)
+    forms = measure.beside(programs, options.lanes, repeats=options.repeats, seconds=options.seconds)
+    return {"benchmark": "emitters", **folder.provenance(), "model": model, "lanes": options.lanes, **forms}
+
+
+def main(options: Options) -> None:
+    """Measures, prints a line a row and writes the rows."""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for model in options.models:
+        rows.append(row(model, options))
+        folder.write(options.out, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        shown = {name: rows[-1][name]["ms_a_lane_step"]["median"] for name in EMITTERS}
+        print(model, options.lanes, "lanes, ms a lane-step:", shown, flush=True)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)
+    main(tyro.cli(Options))
