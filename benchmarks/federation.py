@@ -122,8 +122,9 @@ def row(options: Options, batch_size: int, x: Any, y: Any, num_classes: int) -> 
 
 def main(options: Options) -> None:
     """Measures, prints a line a row and writes the rows."""
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", options.devices or os.cpu_count() or 1)
+    devices = options.devices or os.cpu_count() or 1
+    if devices > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", devices)
     name = "digits" if options.data_dir is None else "mnist"
     dataset = data.load(name, options.data_dir, None if options.data_dir is None else "train")
     x, y = dataset.take(np.arange(options.images or len(dataset)))

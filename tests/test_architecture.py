@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the ground up. A module may import from floors below its own only; those of one floor do not know each other.
 FLOORS = (
-    {"base", "variables", "names", "jaxprs", "rewriting", "pooling", "files", "interrupts"},
+    {"base", "variables", "names", "jaxprs", "rewriting", "pooling", "files", "interrupts", "draws"},
     {
         "validate",
         "flows",
