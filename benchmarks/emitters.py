@@ -1,7 +1,8 @@
 """Which of XLA's two ways to emit fused loops for a CPU is faster for a run: its default, or the older one.
 
-What is timed is the step of `inverting_gradients` in the program of a run, on one device; the two take turns. A row
-has, for each, the milliseconds a lane-step and the seconds of compiling that program, with an empty cache.
+What is timed is the step of `inverting_gradients` in the program of a run, lanes split over a device for each
+core; the two take turns. A row has, for each, the milliseconds a lane-step and the seconds of compiling that program,
+with an empty cache.
 
 Command: python -m jaxleak.benchmarks.emitters --out benchmarks/results/emitters.jsonl
 """
@@ -17,6 +18,7 @@ import tyro
 
 import jaxleak as jl
 from jaxleak import lanes as lanes_
+from jaxleak import memory
 from jaxleak.benchmarks import measure, subjects
 from jaxleak.experiments import data, folder
 
@@ -30,14 +32,14 @@ class Options:
 
     Attributes:
       models: names of `subjects.NAMES`, each a row.
-      lanes: how many.
+      lanes: how many, a multiple of the devices.
       repeats: turns of each.
       seconds: how long a turn lasts.
       out: the file for the rows.
     """
 
-    models: tuple[str, ...] = ("lenet", "lenet5", "mlp", "resnet20")
-    lanes: int = 8
+    models: tuple[str, ...] = ("lenet", "resnet20", "depthwise", "vit")
+    lanes: int = 16
     repeats: int = 5
     seconds: float = 0.5
     out: pathlib.Path = pathlib.Path("benchmarks/results/emitters.jsonl")
@@ -50,7 +52,7 @@ def row(model: str, options: Options) -> dict[str, Any]:
     for name, told in EMITTERS.items():
         with mock.patch.object(lanes_, "CPU_OPTIONS", told):
             subject = subjects.create(model, jl.Batch(x, y))
-            programs[name] = measure.program(subject, options.lanes)
+            programs[name] = measure.program(subject, options.lanes, jax.device_count())
     forms = measure.beside(programs, options.lanes, repeats=options.repeats, seconds=options.seconds)
     return {"benchmark": "emitters", **folder.provenance(), "model": model, "lanes": options.lanes, **forms}
 
@@ -68,4 +70,5 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_num_cpu_devices", memory.cores())
     main(tyro.cli(Options))
