@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxleak import inputs, memory, slots
+from jaxleak import lanes as lanes_
 from jaxleak.benchmarks.subjects import Subject
 
 Run = Callable[[int], float]
@@ -23,10 +24,12 @@ class Program(NamedTuple):
     Attributes:
       run: seconds of so many steps.
       plan: of the memory it takes, and how long compiling took.
+      operations: on floating-point numbers, of a step of one lane; None where XLA does not say.
     """
 
     run: Run
     plan: memory.Plan
+    operations: float | None
 
 
 def program(subject: Subject, lanes: int, devices: int = 1) -> Program:
@@ -61,7 +64,7 @@ def program(subject: Subject, lanes: int, devices: int = 1) -> Program:
             num_steps -= piece
         return seconds
 
-    return Program(run, plan)
+    return Program(run, plan, lanes_.program(given.setup, "advance", lanes).floating_point_operations)
 
 
 def peak_bytes() -> int | None:

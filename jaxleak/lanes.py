@@ -21,8 +21,11 @@ PyTree = Any
 # Compiled programs kept; a run has three, and a study goes back and forth between a few attacks.
 _PROGRAMS = 96
 
-# Of XLA on a CPU, the older of two ways to emit fused loops (benchmarks/emitters.py).
-CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+# XLA for a CPU has two ways to emit fused loops. For steps of fewer floating-point operations a lane than this, which are
+# loops around small products, the older one was faster, for larger ones it was not: ten million are LeNet's, a hundred
+# the next larger one's (benchmarks/emitters.py).
+SMALL_STEP = 3e7
+_OLDER_EMITTER = {"xla_cpu_use_fusion_emitters": False}
 
 
 class Lane(NamedTuple):
@@ -273,22 +276,28 @@ def program(setup: Setup, name: str, num_slots: int) -> Program:
             jax.shard_map(function, mesh=mesh(setup.devices), in_specs=in_specs, out_specs=out_specs, check_vma=False)
         )
     jitted = jax.jit(function, donate_argnums=donated, out_shardings=apart)
-    compiled = _compile(jitted.lower(shared, work, slots, *extra), setup.devices[0].platform)
-    operations = (compiled.cost_analysis() or {}).get("flops")
-    if operations is not None:
-        operations /= num_slots // len(setup.devices)
+    slots_a_device = num_slots // len(setup.devices)
+    compiled = _compile(jitted.lower(shared, work, slots, *extra), slots_a_device, setup.devices[0].platform)
+    operations = _operations(compiled.cost_analysis(), slots_a_device, None)
     return Program(compiled, _bytes_needed(compiled), operations)
 
 
-def _compile(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
-    """Compiles with the options for a CPU, where this XLA knows them: such options come and go."""
-    if platform == "cpu" and CPU_OPTIONS:
+def _compile(lowered: jax.stages.Lowered, slots_a_device: int, platform: str) -> jax.stages.Compiled:
+    """Compiles with the emitter that suits the program."""
+    if platform == "cpu" and _operations(lowered.cost_analysis(), slots_a_device, 0.0) < SMALL_STEP:
         try:
-            return lowered.compile(CPU_OPTIONS)
+            return lowered.compile(_OLDER_EMITTER)
         except jax.errors.JaxRuntimeError as error:
+            # Such options come and go with XLA's versions.
             if "compile option" not in str(error):
                 raise
     return lowered.compile()
+
+
+def _operations(cost: Any, slots_a_device: int, unknown: Any) -> Any:
+    """Of one slot, from what XLA says of a program."""
+    found = (cost or {}).get("flops")
+    return unknown if found is None else found / slots_a_device
 
 
 def _bytes_needed(compiled: jax.stages.Compiled) -> int:
