@@ -21,8 +21,8 @@ PyTree = Any
 # Compiled programs kept; a run has three, and a study goes back and forth between a few attacks.
 _PROGRAMS = 96
 
-# XLA for a CPU has two ways to emit fused loops. For steps of fewer floating-point operations a lane than this the older
-# one is taken: it was faster for LeNet, of ten million, and not for three models of two hundred and more
+# XLA for a CPU has two ways to emit fused loops. For steps of fewer floating-point operations a lane than this the
+# older one is taken: it was faster for LeNet, of ten million, and not for three models of two hundred and more
 # (benchmarks/emitters.py).
 SMALL_STEP = 3e7
 _OLDER_EMITTER = {"xla_cpu_use_fusion_emitters": False}
