@@ -12,7 +12,7 @@ import pytest
 from lane_case import adam, close, keys, small_case
 
 import jaxleak as jl
-from jaxleak import inputs, slots
+from jaxleak import inputs, lanes, slots
 from jaxleak.base import Status
 
 # `jaxleak.solve` is the function of that name.
@@ -344,3 +344,51 @@ def test_no_keys_and_no_devices_are_refused(case):
         jl.run(adam(case[0]), case[1], keys(2), devices=())
     with pytest.raises(ValueError, match="^num_slots=0: expected >= 1$"):
         jl.run(adam(case[0]), case[1], keys(2), num_slots=0)
+
+
+class Lowered:
+    """Notes with what it is compiled; refuses options with a message."""
+
+    def __init__(self, operations, refusal=None):
+        self.operations, self.refusal, self.asked = operations, refusal, []
+
+    def cost_analysis(self):
+        return None if self.operations is None else {"flops": self.operations}
+
+    def compile(self, options=None):
+        self.asked.append(options)
+        if options and self.refusal:
+            raise jax.errors.JaxRuntimeError(self.refusal)
+
+
+OLDER = {"xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.mark.parametrize(
+    ("operations", "platform", "expected"),
+    [
+        (8e7, "cpu", [OLDER]),
+        (2e8, "cpu", [None]),
+        (8e7, "gpu", [None]),
+        (None, "cpu", [OLDER]),
+    ],
+)
+def test_small_steps_on_a_cpu_are_compiled_by_the_older_emitter(operations, platform, expected):
+    lowered = Lowered(operations)
+    lanes._compile(lowered, 4, platform)
+    assert lowered.asked == expected
+
+
+def test_an_option_that_this_xla_does_not_know_is_left_out():
+    lowered = Lowered(0.0, "INVALID_ARGUMENT: No such compile option: 'xla_cpu_use_fusion_emitters'")
+    lanes._compile(lowered, 1, "cpu")
+    assert lowered.asked == [OLDER, None]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="memory"):
+        lanes._compile(Lowered(0.0, "RESOURCE_EXHAUSTED: out of memory"), 1, "cpu")
+
+
+def test_xla_knows_the_option_or_says_so_in_these_words():
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    assert lanes._compile(lowered, 1, "cpu")(1.0) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="compile option"):
+        lowered.compile({"xla_cpu_no_such_option": True})

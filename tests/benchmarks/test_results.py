@@ -93,17 +93,27 @@ def test_every_round_is_on_the_page(row):
 SWEEPING = rows("sweeping.jsonl", "sweeping")
 
 
-@pytest.mark.parametrize("row", SWEEPING, ids=lambda row: str(row["reconstructions"]))
+@pytest.mark.parametrize("row", SWEEPING, ids=lambda row: row["commit"][:7])
 def test_every_sweep_is_on_the_page(row):
     cells = [(name, seconds, row["torch_seconds_of_cells"][name]) for name, seconds in row["seconds_of_cells"].items()]
     for name, ours, theirs in [*cells, ("the whole sweep", row["seconds"], row["torch_seconds"]["median"])]:
-        (words,) = [words for words in LINES if words[0] == name]
-        assert words[2:] == [str(ours), str(theirs), f"{theirs / ours:.2f}"]
+        (words,) = [words for words in LINES if words[:2] == [row["commit"][:7], name]]
+        assert words[3:] == [str(ours), str(theirs), f"{theirs / ours:.2f}"]
     assert {"commit", "date", "device", "versions"} <= set(row)
 
 
+@pytest.mark.parametrize("row", rows("emitters.jsonl", "emitters"), ids=lambda row: row["model"])
+def test_every_emitter_is_on_the_page(row):
+    ways = [row[name] for name in ("default", "older")]
+    times = [f"{way['ms_a_lane_step']['median']:.4g}" for way in ways]
+    compiling = [str(way["compile_seconds"]) for way in ways]
+    assert line(row, 7)[2:] == [f"{row['operations_a_lane_step'] / 1e6:.1f}", *times, *compiling]
+
+
 def test_no_line_of_the_tables_is_without_a_row():
-    tables = [(f"{name}.jsonl", name) for name in ("convolutions", "profile", "depth")] + [("steps.jsonl", "step")]
+    tables = [(f"{name}.jsonl", name) for name in ("convolutions", "profile", "depth", "emitters")] + [
+        ("steps.jsonl", "step")
+    ]
     headings = len(tables) + 3
     local_steps = {(row["model"], row["steps"], row["lanes"]) for row in FEDAVG}
     swept = sum(len(row["seconds_of_cells"]) + 1 for row in SWEEPING)

@@ -1,5 +1,6 @@
 """Studies of sweeps: what they state, and what is refused before anything runs."""
 
+import collections
 import dataclasses
 import json
 import pickle
@@ -8,6 +9,7 @@ import string
 import time
 import tomllib
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 from damage import damaged
 
 import jaxleak as jl
+from jaxleak.experiments.attack import scenario
+from jaxleak.experiments.sweep import cells as sweep_cells
 from jaxleak.experiments.sweep import study as studies
 from jaxleak.experiments.sweep.cells import cells, recorded_steps
 
@@ -219,6 +223,33 @@ def test_any_damage_to_a_file_is_refused_or_harmless(tmp_path_factory, data):
 )
 def test_snapshots_are_denser_where_losses_fall(num_steps, snapshots, wanted):
     assert recorded_steps(num_steps, snapshots) == wanted
+
+
+def made(monkeypatch, tmp_path, room):
+    """How often each defense's leaks were made for two attacks."""
+    counts = collections.Counter()
+
+    def prepare(**settings):
+        counts[settings["defense"]] += 1
+        return prepared(**settings)
+
+    prepared = scenario.prepare
+    monkeypatch.setattr(scenario, "prepare", prepare)
+    monkeypatch.setattr(sweep_cells, "_KEPT_BYTES", room)
+    text = 'attack = ["idlg", "dlg_adam"]\ndefense = ["none", "prune"]\nmodel = ["mlp"]\ndata = ["digits"]\nimages = 2'
+    leaks = [cell.leaks() for cell in cells(studies.load(written(tmp_path, text)), None, "code")]
+    assert len(leaks) == 4
+    chex.assert_trees_all_equal(leaks[0].update, leaks[2].update)
+    chex.assert_trees_all_equal(leaks[1].update, leaks[3].update)
+    return counts
+
+
+def test_what_is_attacked_is_made_once_for_all_attacks(monkeypatch, tmp_path):
+    assert made(monkeypatch, tmp_path, 2**30) == {"none": 1, "prune": 1}
+
+
+def test_where_there_is_no_room_it_is_made_again(monkeypatch, tmp_path):
+    assert made(monkeypatch, tmp_path, 1) == {"none": 2, "prune": 2}
 
 
 def test_a_study_of_python_is_the_same_as_one_of_toml(tmp_path):
