@@ -293,7 +293,7 @@ class _Maker:
     def _scenario(self, config: Config) -> scenario.Scenario:
         """What a cell attacks; kept for the cells of other attacks, as far as there is room."""
         settings = self._settings(config)
-        place = _words(settings)
+        place = _words(settings, config)
         if place not in self._scenarios:
             made = scenario.prepare(model_seed=config["seed"], **settings)
             while self._scenarios and sum(map(_bytes, self._scenarios.values())) + _bytes(made) > _KEPT_BYTES:
@@ -305,7 +305,7 @@ class _Maker:
         """Builds the attack with the cell's own numbers, and traces what leaks and the attack's start."""
         made = attack(values)
         settings = self._settings(config)
-        place = _words(settings)
+        place = _words(settings, config)
         if place not in self._leaks:
             self._leaks[place] = scenario.threat_model(**settings).leak()
         if program not in self._checked:
@@ -332,9 +332,9 @@ def recorded_steps(num_steps: int, snapshots: int) -> tuple[int, ...]:
     return tuple(sorted({0, *places})) if places else ()
 
 
-def _words(settings: Config) -> str:
-    """The arguments of a scenario as a key."""
-    return repr({name: value.name if name == "dataset" else value for name, value in settings.items()})
+def _words(settings: Config, config: Config) -> str:
+    """The arguments of a scenario as a key, a data set by the study's name for it."""
+    return repr({**settings, "dataset": config["dataset"]})
 
 
 def _bytes(made: scenario.Scenario) -> int:

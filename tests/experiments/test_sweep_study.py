@@ -12,11 +12,13 @@ import tomllib
 import chex
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from damage import damaged
 
 import jaxleak as jl
+from jaxleak.experiments import data as datasets
 from jaxleak.experiments.attack import scenario
 from jaxleak.experiments.sweep import cells as sweep_cells
 from jaxleak.experiments.sweep import study as studies
@@ -250,6 +252,20 @@ def test_what_is_attacked_is_made_once_for_all_attacks(monkeypatch, tmp_path):
 
 def test_where_there_is_no_room_it_is_made_again(monkeypatch, tmp_path):
     assert made(monkeypatch, tmp_path, 1) == {"none": 2, "prune": 2}
+
+
+def test_versions_of_a_data_set_are_attacked_apart(monkeypatch, tmp_path):
+    digits = datasets.load("digits")
+
+    def inverted(index):
+        image, label = digits.read(index)
+        return 1 - image, label
+
+    versions = {"x:1.0.0": digits, "x:2.0.0": dataclasses.replace(digits, read=inverted)}
+    monkeypatch.setattr(datasets, "load", lambda name, *_: versions[name])
+    text = 'attack = ["idlg"]\nmodel = ["mlp"]\ndata = ["x:1.0.0", "x:2.0.0"]'
+    one, other = (cell.leaks() for cell in cells(studies.load(written(tmp_path, text)), None, "code"))
+    assert not np.array_equal(*(jax.tree.leaves(leak.update)[0] for leak in (one, other)))
 
 
 def test_a_study_of_python_is_the_same_as_one_of_toml(tmp_path):
