@@ -37,9 +37,11 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(study):
-    """The folder of the sweep, not interrupted."""
+    """The folder of the sweep, not interrupted; of a process like the others, with as many devices."""
     out = study.parent / "whole"
-    assert cli.main(["sweep", str(study), "--out", str(out), "--quiet"]) == 0
+    process = started(study, out, "--quiet")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
     return out
 
 
