@@ -14,8 +14,9 @@ from jaxleak import lanes
 
 # Lanes at a time where nobody says how many. On a CPU, so many a core keep it busy, and with more of them, or with
 # larger states, they leave its cache. Tried by hand on two cores and LeNet alone, where Adam was slower with 64 lanes
-# than with 16, and L-BFGS with 8 than with 4. The number for accelerators is a guess.
-_SLOTS_A_CORE = 8
+# than with 16, and L-BFGS with 8 than with 4; with 2, one a core, it was slower still, for batches of 1, 2 and 4. The
+# number for accelerators is a guess.
+_SLOTS_A_CORE, _FEWEST_SLOTS_A_CORE = 8, 2
 _STATES_A_CORE = 6 * 2**20
 _MOST_SLOTS_ELSEWHERE = 1024
 
@@ -103,7 +104,7 @@ def _useful(setup: lanes.Setup) -> int:
     if setup.devices[0].platform != "cpu":
         return most
     state, _, _ = lanes.lane_shapes(setup)
-    return min(most, cores() * max(1, _STATES_A_CORE // max(1, _bytes(state))))
+    return min(most, cores() * max(_FEWEST_SLOTS_A_CORE, _STATES_A_CORE // max(1, _bytes(state))))
 
 
 def _bytes(shapes: lanes.Shapes) -> int:

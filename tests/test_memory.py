@@ -135,7 +135,7 @@ def test_four_thousand_lanes_of_lenet_stay_under_four_gib():
 def test_lanes_of_large_states_are_fewer_at_a_time(monkeypatch):
     attack, leak = lenet_case(64)
     monkeypatch.setattr(memory, "_STATES_A_CORE", 1)
-    assert jl.plan(attack, leak, keys(64)).num_slots == memory.cores()
+    assert jl.plan(attack, leak, keys(64)).num_slots == 2 * memory.cores()
     assert jl.plan(attack, leak, keys(64), num_slots=32).num_slots == 32
 
 
