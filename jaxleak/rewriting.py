@@ -64,16 +64,20 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any], rul
         elif _applies_inside(equation, rule):
             outputs = _enter(equation, inputs, rule)
         else:
-            outputs = _unchanged(jaxpr, equation, inputs)
+            outputs = unchanged(jaxpr, equation)(*inputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _unchanged(jaxpr: core.Jaxpr, equation: core.JaxprEqn, inputs: Sequence[Any]) -> list[Any]:
-    """One equation as it stands, evaluated as a program of its own."""
-    values = {atom: x for atom, x in zip(equation.invars, inputs, strict=True) if not isinstance(atom, core.Literal)}
-    program = jaxpr.replace(constvars=[], invars=list(values), outvars=list(equation.outvars), eqns=[equation])
-    return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*values.values())
+def unchanged(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[Any]]:
+    """One equation of a program as it stands, as a function of its operands."""
+
+    def run(*inputs: Any) -> list[Any]:
+        values = {atom: x for atom, x in zip(equation.invars, inputs, strict=True) if not isinstance(atom, core.Literal)}
+        program = jaxpr.replace(constvars=[], invars=list(values), outvars=list(equation.outvars), eqns=[equation])
+        return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*values.values())
+
+    return run
 
 
 def _enter(equation: core.JaxprEqn, inputs: Sequence[Any], rule: Rule) -> list[Any]:

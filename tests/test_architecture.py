@@ -32,6 +32,7 @@ FLOORS = (
         "recording",
         "citations",
         "store",
+        "programs",
     },
     {"autodiff", "layers", "convolution", "losses", "generators", "distributed", "inputs", "memory"},
     {"observe", "exchange"},
