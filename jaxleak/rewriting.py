@@ -73,7 +73,8 @@ def unchanged(jaxpr: core.Jaxpr, equation: core.JaxprEqn) -> Callable[..., list[
     """One equation of a program as it stands, as a function of its operands."""
 
     def run(*inputs: Any) -> list[Any]:
-        values = {atom: x for atom, x in zip(equation.invars, inputs, strict=True) if not isinstance(atom, core.Literal)}
+        pairs = zip(equation.invars, inputs, strict=True)
+        values = {atom: x for atom, x in pairs if not isinstance(atom, core.Literal)}
         program = jaxpr.replace(constvars=[], invars=list(values), outvars=list(equation.outvars), eqns=[equation])
         return core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*values.values())
 

@@ -28,7 +28,7 @@ def test_all_of_a_program_is_the_function():
     program = programs.trace(fn, w, x)
     found = program.evaluate(dict(zip(program.inputs, (w, x), strict=True)), program.outputs)
     for one, other in zip(found, jax.tree.leaves(fn(w, x)), strict=True):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_what_is_between_two_values_is_a_function_with_derivatives():
