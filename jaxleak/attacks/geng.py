@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxleak import distances, generators, priors, validate
-from jaxleak.attacks.matching import Labels, gradient_matching
-from jaxleak.base import Attack
+from jaxleak.attacks.matching import Labels, Prior, gradient_matching
+from jaxleak.base import Attack, Batch
 from jaxleak.draws import draw
 from jaxleak.labels import geng as geng_labels
 from jaxleak.lbfgs import lbfgs
@@ -78,8 +78,9 @@ def geng(
         """Uniform in the images, whatever the normalisation."""
         return (draw(jax.random.uniform, key, tuple(shape)) - jnp.asarray(mean)) / jnp.asarray(stddev)
 
-    def prior(latent: jax.Array, x: jax.Array) -> jax.Array:
+    def prior(latent: jax.Array, batch: Batch, *_: Any) -> jax.Array:
         del latent
+        x = batch.x
         range_ = clip * priors.box(x) + scale * priors.scale(x)
         return len(x) * range_ + total_variation * priors.total_variation(x)
 
@@ -93,7 +94,7 @@ def geng(
         distance=distances.squared_l2,
         generator=pixels._replace(init=start),
         optimizer=lbfgs(learning_rate, memory_size=memory_size),
-        prior=prior,
+        prior=Prior(prior),
         evaluations=evaluations,
         **{"divergence": 1e3, "stall": 1e-2, "max_restarts": 1000, **restarts},
     )

@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from jaxleak import distances, generators, names, priors, validate
-from jaxleak.attacks.matching import Labels, gradient_matching
+from jaxleak.attacks.matching import Labels, Prior, gradient_matching
 from jaxleak.base import Attack
 from jaxleak.labels import inferred
 
@@ -116,10 +116,6 @@ def cosine_matching(
     adam = optax.adam(schedule)
     generator = generators.pixels(shape, mean=mean, stddev=stddev, box=box)
 
-    def prior(latent, x):
-        del x
-        return total_variation * priors.total_variation(latent)
-
     return gradient_matching(
         observe,
         name=name,
@@ -130,6 +126,6 @@ def cosine_matching(
         distance=distances.cosine,
         generator=generator,
         optimizer=optax.chain(optax.scale_by_sign(), adam) if signed else adam,
-        prior=prior,
+        prior=Prior(lambda latent, *_: total_variation * priors.total_variation(latent)),
         weights=weights,
     )

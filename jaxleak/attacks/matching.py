@@ -33,6 +33,28 @@ class Candidate(NamedTuple):
     logits: jax.Array | None
 
 
+def _nothing(observe: Any, leak: Leak) -> None:
+    return None
+
+
+def _unchanged(memory: PyTree, latent: PyTree) -> PyTree:
+    return memory
+
+
+class Prior(NamedTuple):
+    """What is minimised beside the distance.
+
+    Attributes:
+      apply: `apply(latent, batch, leak, memory) -> scalar`, weighted as it shall count.
+      init: `init(observe, leak) -> memory`, computed once a run; None by default.
+      update: `update(memory, latent) -> memory`, after every update of the candidate; by default memory stays.
+    """
+
+    apply: Callable[[PyTree, Batch, Leak, PyTree], jax.Array]
+    init: Callable[[Any, Leak], PyTree] = _nothing
+    update: Callable[[PyTree, PyTree], PyTree] = _unchanged
+
+
 class MatchingState(NamedTuple):
     """What the next step needs.
 
@@ -41,6 +63,7 @@ class MatchingState(NamedTuple):
       optimizer: the state of the optimizer.
       labels: the recovered labels, or None where they are optimised.
       weights: of the update's leaves in the distance, or None.
+      memory: of the prior, or None.
       loss: the matching loss before the last step was taken.
       start: the matching loss of the candidate that the lane last started from.
       status: a Status.
@@ -52,6 +75,7 @@ class MatchingState(NamedTuple):
     optimizer: optax.OptState
     labels: jax.Array | None
     weights: PyTree | None
+    memory: PyTree
     loss: jax.Array
     start: jax.Array
     status: jax.Array
@@ -70,14 +94,15 @@ def gradient_matching(
     distance: Callable[..., jax.Array],
     generator: Generator,
     optimizer: optax.GradientTransformation,
-    prior: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+    prior: Prior | None = None,
+    distance_weight: Any = 1.0,
     weights: Callable[..., PyTree] | None = None,
     evaluations: int = 1,
     divergence: float = float("inf"),
     stall: float = float("inf"),
     max_restarts: int = 0,
 ) -> Attack:
-    """Minimises `distance(observe(params, candidate), update) + prior(candidate)` over the candidate.
+    """Minimises `distance_weight * distance(observe(params, candidate), update) + prior(candidate)`.
 
     Published attacks are settings of this function.
 
@@ -91,8 +116,9 @@ def gradient_matching(
         `(observe, leak, *, shape, num_classes) -> labels`; or `jaxleak.labels.joint` to optimise them.
       distance: `distance(update, target, weights) -> scalar`.
       generator: from the latent candidate to images.
-      optimizer: its updates are added to the candidate.
-      prior: `prior(latent, x) -> scalar`, weighted as it shall count.
+      optimizer: its updates are added to the candidate; one that takes extra arguments is given the `key` of the update.
+      prior: what is added to the distance, or None.
+      distance_weight: of the distance in what is minimised. Losses are without it.
       weights: `weights(observe, leak, *, shape) -> tree`, computed once a leak and handed to `distance`.
       evaluations: optimizer updates in one step.
       divergence: a lane whose matching loss exceeds this multiple of its first loss has diverged, and so has one that
@@ -119,6 +145,7 @@ def gradient_matching(
             "those by a cosine do not"
         )
     optimise_labels = labels is labels_.joint
+    optimizer = optax.with_extra_args_support(optimizer)
     if not callable(labels):
         labels = jnp.asarray(labels)
         validate.labels("labels", labels, num_examples=shape[0], num_classes=num_classes)
@@ -134,8 +161,8 @@ def gradient_matching(
     def objective(candidate: Candidate, state: MatchingState, leak: Leak) -> tuple[jax.Array, jax.Array]:
         batch = to_batch(candidate, state.labels)
         loss = matching_loss(batch, state, leak)
-        total = loss if prior is None else loss + prior(candidate.latent, batch.x)
-        return total, loss
+        weighted = loss if validate.is_concrete(distance_weight) and distance_weight == 1 else distance_weight * loss
+        return weighted if prior is None else weighted + prior.apply(candidate.latent, batch, leak, state.memory), loss
 
     def fresh(key: jax.Array) -> tuple[Candidate, optax.OptState]:
         latent_key, label_key = jax.random.split(key)
@@ -155,6 +182,7 @@ def gradient_matching(
             optimizer=optimizer_state,
             labels=recovered,
             weights=None if weights is None else weights(observe, leak, shape=shape),
+            memory=None if prior is None else prior.init(observe, leak),
             loss=unknown,
             start=unknown,
             status=jnp.asarray(Status.FINISHED, jnp.int32),
@@ -162,19 +190,24 @@ def gradient_matching(
             kept=(candidate, unknown) if max_restarts else None,
         )
 
-    def update(state: MatchingState, leak: Leak) -> tuple[MatchingState, jax.Array]:
+    def update(key: jax.Array, state: MatchingState, leak: Leak) -> tuple[MatchingState, jax.Array]:
         """One update of the candidate, and whether it changed."""
         (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(state.candidate, state, leak)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.candidate)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.candidate, key=key)
         candidate = optax.apply_updates(state.candidate, updates)
         candidate = candidate._replace(latent=generator.project(candidate.latent))
         changed = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates)]))
         start = jnp.where(jnp.isinf(state.start), loss, state.start)
-        return state._replace(candidate=candidate, optimizer=optimizer_state, loss=loss, start=start), changed
+        memory = state.memory if prior is None else prior.update(state.memory, candidate.latent)
+        new = state._replace(candidate=candidate, optimizer=optimizer_state, memory=memory, loss=loss, start=start)
+        return new, changed
 
     def step(key: jax.Array, state: MatchingState, leak: Leak) -> MatchingState:
+        # Apart from the keys that a restart derives from the same one.
+        own = jax.random.fold_in(key, _START)
+
         def again(i, carry):
-            new, changed = update(carry[0], leak)
+            new, changed = update(jax.random.fold_in(own, i), carry[0], leak)
             return new, changed, jnp.where(i == 0, new.loss, carry[2])
 
         new, changed, first_loss = jax.lax.fori_loop(0, evaluations, again, (state, jnp.asarray(True), state.loss))
