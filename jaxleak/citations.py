@@ -18,6 +18,7 @@ _OF: Mapping[str, tuple[str, ...]] = {
     "inverting_gradients": ("geiping2020inverting",),
     "agic": ("xu2022agic",),
     "geng": ("geng2021towards",),
+    "cpl": ("wei2020framework",),
     # defenses
     "gaussian_noise": ("ovi2023comprehensive",),
     "laplacian_noise": ("ovi2023comprehensive",),

@@ -49,3 +49,31 @@ def cross_entropy(apply: Callable[[PyTree, jax.Array], jax.Array]) -> CrossEntro
       1.3863
     """
     return CrossEntropy(apply)
+
+
+def log_probabilities(
+    loss_fn: Callable[[PyTree, Batch], jax.Array], params: PyTree, x: jax.Array, num_classes: int
+) -> jax.Array:
+    """The logarithms of the class probabilities of a model of which only the loss is at hand.
+
+    A mean cross-entropy is linear in labels that are probabilities, with slope -log F(x) / n, so that its derivative in
+    them says what the model says. Terms of the loss that do not depend on the labels do not matter.
+
+    Args:
+      loss_fn: a mean cross-entropy of a classifier that takes labels as probabilities; of another loss the result is
+        some other slope.
+      params: of the model.
+      x: images [n, height, width, channels].
+      num_classes: of the labels.
+
+    Returns:
+      log F(x), [n, num_classes].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxleak as jl
+      >>> loss_fn = jl.cross_entropy(lambda params, x: x @ params)
+      >>> jnp.exp(log_probabilities(loss_fn, jnp.zeros((3, 4)), jnp.ones((2, 3)), 4))[0].tolist()
+      [0.25, 0.25, 0.25, 0.25]
+    """
+    y = jnp.full((len(x), num_classes), 1 / num_classes, jnp.result_type(x))
+    return -len(x) * jax.grad(lambda y: loss_fn(params, Batch(x, y)))(y)

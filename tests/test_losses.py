@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 import jaxleak as jl
-from jaxleak import models
+from jaxleak import losses, models
 
 
 @pytest.fixture
@@ -55,3 +55,30 @@ def test_num_classes_needs_shapes_only():
     x = jax.ShapeDtypeStruct((2, 12, 12, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), x)
     assert jl.cross_entropy(model.apply).num_classes(params, x) == 7
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet"])
+def test_log_probabilities_are_the_log_softmax_of_the_logits(scenario, model):
+    case = scenario(model, shape=(3, 6, 6, 2))
+    expected = scipy.special.log_softmax(case.model.apply(case.params, case.truth.x), axis=1)
+
+    def decayed(params, batch):
+        return case.loss_fn(params, batch) + 3 * sum(jnp.sum(w**2) for w in jax.tree.leaves(params))
+
+    for loss_fn in (case.loss_fn, decayed):
+        found = losses.log_probabilities(loss_fn, case.params, case.truth.x, 5)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_log_probabilities_have_the_derivative_of_the_log_softmax(scenario):
+    case = scenario("cnn")
+    weights = jnp.arange(5.0)
+
+    def asked(x):
+        return jnp.sum(weights * losses.log_probabilities(case.loss_fn, case.params, x, 5))
+
+    def direct(x):
+        return jnp.sum(weights * jax.nn.log_softmax(case.model.apply(case.params, x)))
+
+    found, expected = (jax.jit(jax.grad(function))(case.truth.x) for function in (asked, direct))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """Attacks: `attack(observe, *, shape, num_classes, num_steps, labels, <the paper's settings>) -> Attack`."""
 
 from jaxleak.attacks.agic import agic
+from jaxleak.attacks.cpl import cpl
 from jaxleak.attacks.dlg import dlg, dlg_adam, idlg
 from jaxleak.attacks.geng import geng
 from jaxleak.attacks.inverting_gradients import inverting_gradients
@@ -13,6 +14,7 @@ NAMES = {
     "inverting_gradients": inverting_gradients,
     "agic": agic,
     "geng": geng,
+    "cpl": cpl,
 }
 
-__all__ = ["NAMES", "agic", "dlg", "dlg_adam", "geng", "gradient_matching", "idlg", "inverting_gradients"]
+__all__ = ["NAMES", "agic", "cpl", "dlg", "dlg_adam", "geng", "gradient_matching", "idlg", "inverting_gradients"]

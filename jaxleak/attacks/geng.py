@@ -4,12 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxleak import distances, generators, priors, validate
 from jaxleak.attacks.matching import Labels, Prior, gradient_matching
 from jaxleak.base import Attack, Batch
-from jaxleak.draws import draw
 from jaxleak.labels import geng as geng_labels
 from jaxleak.lbfgs import lbfgs
 
@@ -72,11 +70,6 @@ def geng(
     validate.at_least("learning_rate", learning_rate, 0, exclusive=True)
     for name, weight in (("clip", clip), ("scale", scale), ("total_variation", total_variation)):
         validate.at_least(name, weight, 0)
-    pixels = generators.pixels(shape, mean=mean, stddev=stddev)
-
-    def start(key: jax.Array) -> jax.Array:
-        """Uniform in the images, whatever the normalisation."""
-        return (draw(jax.random.uniform, key, tuple(shape)) - jnp.asarray(mean)) / jnp.asarray(stddev)
 
     def prior(latent: jax.Array, batch: Batch, *_: Any) -> jax.Array:
         del latent
@@ -92,7 +85,7 @@ def geng(
         num_steps=num_steps,
         labels=labels,
         distance=distances.squared_l2,
-        generator=pixels._replace(init=start),
+        generator=generators.pixels(shape, mean=mean, stddev=stddev, start="random"),
         optimizer=lbfgs(learning_rate, memory_size=memory_size),
         prior=Prior(prior),
         evaluations=evaluations,

@@ -17,10 +17,10 @@ from jaxleak.base import Status
 ATTACKS = jl.attacks.NAMES
 each_attack = pytest.mark.parametrize("name", ATTACKS)
 # Those by L-BFGS, without a line search.
-BY_LBFGS = {"dlg", "idlg", "geng"}
-# iDLG is DLG with another source of labels, and Geng et al.'s attack with priors as well: where the program takes long
-# to compile, DLG stands for them. In test_observations.py it is Geng et al.'s that does.
-SAME_PROGRAM = {"idlg", "geng"}
+BY_LBFGS = {"dlg", "idlg", "geng", "cpl"}
+# iDLG is DLG with another source of labels, and Geng et al.'s attack and CPL with priors as well: where the program takes
+# long to compile, DLG stands for them. In test_observations.py it is Geng et al.'s that does.
+SAME_PROGRAM = {"idlg", "geng", "cpl"}
 each_program = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in SAME_PROGRAM else name for name in ATTACKS]
 )
@@ -116,9 +116,9 @@ def test_closed_form_of_one_dense_layer(scenario, name):
     np.testing.assert_allclose(closed, case.truth.x, atol=1e-5)
 
     parameters = inspect.signature(ATTACKS[name]).parameters
-    num_steps = {"dlg": 30, "idlg": 30, "geng": 30, "dlg_adam": 3000}.get(name, 1000)
+    num_steps = {"dlg": 30, "idlg": 30, "geng": 30, "cpl": 30, "dlg_adam": 3000}.get(name, 1000)
     # What a prior pulls away from is not the closed form.
-    settings = {prior: 0.0 for prior in ("total_variation", "clip", "scale") if prior in parameters}
+    settings = {prior: 0.0 for prior in ("total_variation", "clip", "scale", "alpha") if prior in parameters}
     attack = make(name, case, num_steps=num_steps, **settings)
     best = jl.best_of(jl.run(attack, case.leak, jax.random.split(jax.random.key(1), 4)))
     assert float(jl.metrics.psnr(closed, best.batch.x)[0]) >= 40

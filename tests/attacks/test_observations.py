@@ -18,8 +18,8 @@ each_attack = pytest.mark.parametrize("name", ATTACKS)
 KINDS = ("simulated", "one_batch", "averaged", "rounds")
 # Compared by a cosine, which does not see the size of an update.
 BY_COSINE = {"inverting_gradients", "agic"}
-BY_LBFGS = {"dlg", "idlg", "geng"}
-# A program a kind takes long to compile. DLG and iDLG are Geng et al.'s program with other labels and no priors; AGIC
+BY_LBFGS = {"dlg", "idlg", "geng", "cpl"}
+# A program a kind takes long to compile. DLG, iDLG and CPL are Geng et al.'s program with other labels and priors; AGIC
 # on a model without convolutions is inverting gradients with equal weights; one batch and averaged are one function.
 FAST = {
     *(("dlg_adam", kind) for kind in ("simulated", "averaged", "rounds")),
