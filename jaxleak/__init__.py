@@ -16,6 +16,7 @@ from jaxleak import (
     layers,
     memory,
     metrics,
+    normalisations,
     observe,
     priors,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "layers",
     "memory",
     "metrics",
+    "normalisations",
     "observe",
     "plan",
     "priors",

@@ -37,12 +37,16 @@ class Leak:
       num_examples: how many examples the update was computed from.
       labels: the labels [n], where the threat model grants them to the attacker (`labels=jaxleak.labels.known` reads
         them), or None.
+      statistics: of the normalisations of the model on the client's batch, where the threat model grants them, as where
+        clients share them in synchronised batch norm: what `jaxleak.normalisations.statistics` returns, or None. Of
+        several rounds, those of all examples under the parameters of the first.
     """
 
     params: PyTree
     update: PyTree
     num_examples: int = dataclasses.field(default=1, metadata={"static": True})
     labels: Any = None
+    statistics: Any = None
 
 
 class Status(enum.IntEnum):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxleak import exchange, files
+from jaxleak import exchange, files, lanes
 from jaxleak.exchange import Arrays
 from jaxleak.inputs import Inputs
 
@@ -81,7 +81,7 @@ def fingerprint(inputs: Inputs) -> dict[str, str]:
     attack, setup = inputs.attack, inputs.setup
     leak = {
         name: getattr(inputs.shared if getattr(inputs.stacked, name) is None else inputs.stacked, name)
-        for name in ("params", "update", "labels")
+        for name in lanes.PARTS
     }
     return {
         "attack": attack.name,

@@ -19,6 +19,7 @@ _OF: Mapping[str, tuple[str, ...]] = {
     "agic": ("xu2022agic",),
     "geng": ("geng2021towards",),
     "cpl": ("wei2020framework",),
+    "gradinversion": ("yin2021see", "yin2020dreaming", "kuglin1975phase"),
     # defenses
     "gaussian_noise": ("ovi2023comprehensive",),
     "laplacian_noise": ("ovi2023comprehensive",),

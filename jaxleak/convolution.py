@@ -57,6 +57,11 @@ def for_backend(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     return as_products(fn) if jax.default_backend() == "cpu" else fn
 
 
+def rule_for_backend() -> rewriting.Rule:
+    """What `for_backend` replaces equations by, as a rule of `jaxleak.rewriting`."""
+    return _rule if jax.default_backend() == "cpu" else lambda equation: None
+
+
 def _rule(equation: core.JaxprEqn) -> Callable[..., list[jax.Array]] | None:
     if equation.primitive is not lax.conv_general_dilated_p:
         return pooling.rule(equation)

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxleak import norms as norms_
+
 PyTree = Any
 
 
@@ -28,6 +30,20 @@ def squared_l2(update: PyTree, target: PyTree, weights: PyTree | None = None) ->
       3.0
     """
     return _sum(lambda a, b: jnp.square(a - b), update, target, weights)
+
+
+def norms(update: PyTree, target: PyTree, weights: PyTree | None = None) -> jax.Array:
+    """The sum over the leaves of the L2 norms of their differences, not squared (eq. 3 of Yin et al. 2021).
+
+    The paper sums over layers; here the kernel and the bias of a layer are two. The derivative of a leaf that matches
+    exactly is zero.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxleak as jl
+      >>> float(jl.distances.norms([jnp.array([3.0, 4.0]), jnp.ones(4)], [jnp.zeros(2), jnp.zeros(4)]))
+      7.0
+    """
+    return _sum(lambda a, b: norms_.l2(a - b), update, target, weights)
 
 
 def l1(update: PyTree, target: PyTree, weights: PyTree | None = None) -> jax.Array:

@@ -197,9 +197,9 @@ def _name_axes(
 ) -> tuple[dict[str, tuple[str, ...]], int]:
     """Which axes the stacked parts of a leak have, and how many leaks there are."""
     named, num_leaks = {}, 1
-    for name, count in zip(lanes.PARTS, (*counts, counts[1]), strict=True):
+    for name, count in zip(lanes.PARTS, (*counts, counts[1], counts[1]), strict=True):
         tree = getattr(leak, name)
-        if not count or tree is None:
+        if not count or not jax.tree.leaves(tree):
             continue
         size = jnp.shape(jax.tree.leaves(tree)[0])[:count]
         if count == 2:

@@ -124,7 +124,7 @@ class Setup:
 
 
 # What of a leak may differ between lanes.
-PARTS = ("params", "update", "labels")
+PARTS = ("params", "update", "labels", "statistics")
 
 
 def mesh(devices: Sequence[jax.Device]) -> Mesh:

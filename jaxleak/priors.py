@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxleak import norms
+
 
 def total_variation(x: jax.Array) -> jax.Array:
     """Mean absolute difference of neighbours, mean |dx| + mean |dy| over batch, pixels and channels (anisotropic).
@@ -22,8 +24,26 @@ def total_variation(x: jax.Array) -> jax.Array:
     return sum((jnp.mean(d * jnp.sign(d)) for d in (horizontal, vertical) if d.size), start=jnp.zeros((), x.dtype))
 
 
+def diagonal_total_variation(x: jax.Array) -> jax.Array:
+    """The sum over four directions of the L2 norm of all differences of neighbours in the batch (R_TV of Yin et al.).
+
+    To the right, down, and along both diagonals; norms are neither squared nor averaged, so that the value grows as the
+    square root of the size of the batch.
+
+    Source: Yin et al. 2020, "Dreaming to Distill" (DeepInversion), from which Yin et al. 2021 take it.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxleak as jl
+      >>> float(jl.priors.diagonal_total_variation(jnp.array([[0.0, 3.0], [0.0, 0.0]]).reshape(1, 2, 2, 1)))
+      9.0
+    """
+    right, down = x[:, :, 1:] - x[:, :, :-1], x[:, 1:] - x[:, :-1]
+    falling, rising = x[:, 1:, 1:] - x[:, :-1, :-1], x[:, 1:, :-1] - x[:, :-1, 1:]
+    return sum((norms.l2(d) for d in (right, down, falling, rising)), start=jnp.zeros((), x.dtype))
+
+
 def l2(x: jax.Array) -> jax.Array:
-    """Mean over the batch of the squared L2 norm of an image (R_l2 of Yin et al. 2021)."""
+    """Mean over the batch of the squared L2 norm of an image."""
     return jnp.mean(jnp.sum(jnp.square(x), axis=(1, 2, 3)))
 
 

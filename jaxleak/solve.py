@@ -105,9 +105,10 @@ def run(
       attack: from `jaxleak.attacks`; with `settings`, a function from one of them to such an attack. It is built once
         for each setting to check its values, and again inside the compiled program. Keep the function: another one
         compiles again.
-      leak: one leak, or a stack of them: the leaves of `update` (and of `labels`) then have a leading axis of leaks,
-        and those of `params` have it too or are shared. With `settings`, there may be an axis of settings in front of
-        it, or in its place; a single axis is that of the leaks where it is as long as the first axis of the keys.
+      leak: one leak, or a stack of them: the leaves of `update` (and of `labels` and `statistics`) then have a leading
+        axis of leaks, and those of `params` have it too or are shared. With `settings`, there may be an axis of
+        settings in front of it, or in its place; a single axis is that of the leaks where it is as long as the first
+        axis of the keys.
       key: one key, or an array of keys: each is a lane. For a stack of leaks the first axis of the keys is that of the
         leaks, [leaks] or [leaks, seeds]. All settings use the same keys.
       settings: a tree of arrays with a leading axis [settings], or None.

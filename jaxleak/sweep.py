@@ -280,7 +280,7 @@ def _arguments(unit: Unit, attacks: dict[Hashable, Any]) -> tuple[Any, Leak, jax
     join = jnp.stack if first.numbers else jnp.concatenate
     own = {
         name: jax.tree.map(lambda *leaves: join(leaves), *(getattr(leak, name) for leak in leaks))
-        for name in ("update", "labels")
+        for name in ("update", "labels", "statistics")
     }
     stacked = dataclasses.replace(leaks[0], **own)
     if first.numbers:

@@ -11,14 +11,26 @@ import tomllib
 import pytest
 
 import jaxleak
-from jaxleak import autodiff, convolution, lbfgs, names, rewriting, validate, variables
+from jaxleak import autodiff, convolution, langevin, lbfgs, names, norms, registration, rewriting, validate, variables
 from jaxleak.attacks import matching
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 # From the ground up. A module may import from floors below its own only; those of one floor do not know each other.
 FLOORS = (
-    {"base", "variables", "names", "jaxprs", "rewriting", "pooling", "files", "interrupts", "draws"},
+    {
+        "base",
+        "variables",
+        "names",
+        "jaxprs",
+        "rewriting",
+        "pooling",
+        "files",
+        "interrupts",
+        "draws",
+        "norms",
+        "registration",
+    },
     {
         "validate",
         "flows",
@@ -33,9 +45,10 @@ FLOORS = (
         "citations",
         "store",
         "programs",
+        "langevin",
     },
     {"autodiff", "layers", "convolution", "losses", "generators", "distributed", "inputs", "memory"},
-    {"observe", "exchange"},
+    {"observe", "exchange", "normalisations"},
     {"labels", "checkpoint", "slots", "epochs"},
     {"attacks.matching", "defenses"},
     {"attacks", "adaptive"},
@@ -182,7 +195,8 @@ def public():
     """Every public function and class of the library, by name."""
     rooms = [vars(jaxleak)[name] for name in jaxleak.__all__ if inspect.ismodule(vars(jaxleak)[name])]
     found = {}
-    for module in (jaxleak, autodiff, convolution, lbfgs, names, rewriting, validate, variables, matching, *rooms):
+    parts = (autodiff, convolution, langevin, lbfgs, names, norms, registration, rewriting, validate, variables)
+    for module in (jaxleak, *parts, matching, *rooms):
         for name, value in vars(module).items():
             if name.startswith("_") or not (inspect.isfunction(value) or inspect.isclass(value)):
                 continue

@@ -88,3 +88,25 @@ def test_weights_may_be_traced():
 def test_another_structure_is_refused(name):
     with pytest.raises(ValueError, match="shorter|longer"):
         getattr(distances, name)(tree(0), {"a": tree(0)["a"]})
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_norms_are_those_of_numpy_leaf_by_leaf(weighted):
+    a, b = tree(0), tree(1)
+    weights = {"a": 0.5, "b": {"c": jnp.asarray(3.0), "d": 0.0}} if weighted else None
+    each = jax.tree.map(lambda x, y: np.linalg.norm(np.ravel(x - y)), a, b)
+    factors = jax.tree.leaves(weights) if weighted else [1.0, 1.0, 1.0]
+    expected = np.dot(factors, jax.tree.leaves(each))
+    np.testing.assert_allclose(distances.norms(a, b, weights), expected, rtol=1e-5)
+
+
+def test_norms_are_zero_at_a_match_and_so_is_their_derivative():
+    value, gradient = jax.value_and_grad(distances.norms)(tree(0), tree(0))
+    assert float(value) == 0.0
+    np.testing.assert_array_equal(flat(gradient), 0.0)
+    # One leaf that matches does not hide the others: their derivatives are unit vectors.
+    other = {**tree(1), "a": tree(0)["a"]}
+    gradient = jax.grad(distances.norms)(tree(0), other)
+    np.testing.assert_array_equal(gradient["a"], 0.0)
+    for leaf in jax.tree.leaves(gradient["b"]):
+        np.testing.assert_allclose(np.linalg.norm(np.ravel(leaf)), 1.0, rtol=1e-5)

@@ -8,6 +8,8 @@ import skimage.data
 
 from jaxleak import priors
 
+PRIORS = [priors.total_variation, priors.diagonal_total_variation, priors.l2, priors.box, priors.scale]
+
 
 def photograph():
     return skimage.data.astronaut()[40:72, 200:240].astype(np.float32)[None] / 255
@@ -45,6 +47,21 @@ def test_total_variation_of_lines_and_single_pixels():
     assert float(priors.total_variation(jnp.ones((2, 1, 1, 3)))) == 0.0
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 4, 1), (3, 5, 7, 2), (2, 1, 3, 1), (1, 4, 1, 1)])
+def test_diagonal_total_variation_equals_numpy(shape):
+    """The differences to four of the eight neighbours, pixel by pixel."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = 0.0
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        differences = [
+            x[:, i + down, j + right] - x[:, i, j]
+            for i, j in np.ndindex(*shape[1:3])
+            if i + down < shape[1] and 0 <= j + right < shape[2]
+        ]
+        expected += np.linalg.norm(np.ravel(differences))
+    np.testing.assert_allclose(priors.diagonal_total_variation(jnp.asarray(x)), expected, rtol=1e-5)
+
+
 def test_l2_is_the_mean_squared_norm_of_an_image():
     x = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)
     np.testing.assert_allclose(priors.l2(x), np.mean([np.linalg.norm(image) ** 2 for image in x]), rtol=1e-5)
@@ -79,7 +96,7 @@ def test_scale_of_a_constant_batch_is_zero_and_so_is_its_derivative(value):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("prior", [priors.total_variation, priors.l2, priors.box, priors.scale])
+@pytest.mark.parametrize("prior", PRIORS)
 def test_zero_and_finite_derivative_on_a_constant_image(prior):
     for x in (jnp.zeros((1, 4, 4, 3)), jnp.ones((1, 1, 1, 1)) * 0.0):
         value, gradient = jax.value_and_grad(prior)(x)
@@ -87,7 +104,7 @@ def test_zero_and_finite_derivative_on_a_constant_image(prior):
         np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("prior", [priors.total_variation, priors.l2, priors.box, priors.scale])
+@pytest.mark.parametrize("prior", PRIORS)
 def test_derivatives_equal_finite_differences(x64, prior):
     generator = np.random.default_rng(0)
     x, direction = (jnp.asarray(generator.normal(size=(2, 3, 4, 2))) for _ in range(2))

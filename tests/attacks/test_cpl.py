@@ -15,12 +15,19 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-@pytest.mark.parametrize("labels", [[1, 3], [[0.2, 0.8, 0, 0, 0], [0, 0, 0.5, 0, 0.5]]])
-def test_the_first_step_is_along_the_derivative_of_the_formula(scenario, x64, labels):
-    """L-BFGS starts with a step of length learning_rate * min(1, 1 / |g|_1)."""
+@pytest.fixture
+def double(scenario):
+    """A case, and its leak in float64."""
+    # Made before, since others have it as well.
     case = scenario("mlp", shape=(2, 6, 6, 2))
-    params, update = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (case.params, case.leak.update))
-    leak, y = jl.Leak(params, update, 2), jnp.asarray(labels)
+    with jax.enable_x64(True):
+        yield case, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), case.leak)
+
+
+@pytest.mark.parametrize("labels", [[1, 3], [[0.2, 0.8, 0, 0, 0], [0, 0, 0.5, 0, 0.5]]])
+def test_the_first_step_is_along_the_derivative_of_the_formula(double, labels):
+    """L-BFGS starts with a step of length learning_rate * min(1, 1 / |g|_1)."""
+    (case, leak), y = double, jnp.asarray(labels)
     attack = jl.attacks.cpl(case.observe, shape=case.shape, num_classes=5, labels=y, alpha=7.0, evaluations=1)
     state = attack.init(jax.random.key(0), leak)
     latent = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 1.5, case.shape))
@@ -30,12 +37,12 @@ def test_the_first_step_is_along_the_derivative_of_the_formula(scenario, x64, la
 
     @jax.jit
     def parts(x):
-        return case.model.apply(params, x), jax.grad(case.loss_fn)(params, jl.Batch(x, y))["params"]
+        return case.model.apply(leak.params, x), jax.grad(case.loss_fn)(leak.params, jl.Batch(x, y))["params"]
 
     def objective(x):
         logits, gradient = parts(jnp.asarray(x.reshape(case.shape)))
         answer = scipy.special.softmax(np.asarray(logits), axis=1)
-        distance = np.sum((flat(gradient) - flat(update)) ** 2)
+        distance = np.sum((flat(gradient) - flat(leak.update)) ** 2)
         return distance + 7.0 * np.mean(np.sum((answer - one_hot) ** 2, axis=1))
 
     gradient = scipy.optimize.approx_fprime(np.ravel(latent), objective, 1e-7)

@@ -26,6 +26,7 @@ FAST = {
     *(("geng", kind) for kind in ("simulated", "rounds")),
     *(("inverting_gradients", kind) for kind in ("simulated", "rounds")),
     *(("agic", kind) for kind in ("one_batch", "rounds")),
+    ("gradinversion", "rounds"),
 }
 each_pair = pytest.mark.parametrize(
     ("name", "kind"),
@@ -64,7 +65,8 @@ def test_a_run(scenario, truth, name, kind):
     # iDLG is for one example: two local steps are then two epochs.
     case = scenario("mlp", shape=(1 if name == "idlg" else 2, 6, 6, 2))
     _, observe = observations(case.loss_fn, kind)
-    attack = ATTACKS[name](observe, shape=case.shape, num_classes=case.num_classes, num_steps=4)
+    small = {"num_seeds": 2, "gradient": 1.0} if name == "gradinversion" else {}
+    attack = ATTACKS[name](observe, shape=case.shape, num_classes=case.num_classes, num_steps=4, **small)
     keys = jax.random.split(jax.random.key(0), 2)
     leak = leak_of(case, kind, case.truth, 1.0)
     result = jl.run(attack, leak, keys)
