@@ -316,5 +316,6 @@ def _resolved_training(
 def _check_leaks(attack: jl.Attack, leaks: jl.Leak) -> None:
     """Refuses leaks and labels that the attack refuses, by tracing its start for one of them."""
     validate.leak(attack.observe, leaks, attack.shape, lanes=(0, 1))
-    update, labels = jax.tree.map(lambda leaf: leaf[0], (leaks.update, leaks.labels))
-    jax.eval_shape(attack.init, jax.random.key(0), dataclasses.replace(leaks, update=update, labels=labels))
+    own = {name: getattr(leaks, name) for name in ("update", "labels", "statistics")}
+    first = jax.tree.map(lambda leaf: leaf[0], own)
+    jax.eval_shape(attack.init, jax.random.key(0), dataclasses.replace(leaks, **first))

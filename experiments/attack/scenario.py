@@ -72,6 +72,13 @@ def _init(network: Any) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=32)
+def _statistics(network: Any) -> Callable[..., Any]:
+    """Of what the normalisations of a network are fed, of batches [batches, n, ...]; empty without any."""
+    loss_fn = jl.cross_entropy(network.apply)
+    return jax.jit(lambda params, x: jax.lax.map(lambda one: jl.normalisations.statistics(loss_fn, params, one), x))
+
+
+@functools.lru_cache(maxsize=32)
 def _shapes(network: Any, shape: tuple[int, ...]) -> Any:
     """Of the parameters of a network for images of this shape."""
     return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
@@ -120,7 +127,9 @@ class ThreatModel:
         """
         key = jax.random.key(0)
         update = jax.eval_shape(lambda *args: self.sending.client(key, key)(*args), self.params, self.batch)
-        return jl.Leak(self.params, update, num_examples=self.shape[0], labels=self.batch.y)
+        loss_fn = jl.cross_entropy(self.model.apply)
+        granted = jax.eval_shape(functools.partial(jl.normalisations.statistics, loss_fn), self.params, self.batch.x)
+        return jl.Leak(self.params, update, self.shape[0], labels=self.batch.y, statistics=granted or None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -129,8 +138,8 @@ class Scenario(ThreatModel):
 
     Attributes:
       params: the model's parameters, shared by all leaks.
-      leaks: stacked, a lane for each batch, with shared `params`, and with the labels for attacks that are granted
-        them.
+      leaks: stacked, a lane for each batch, with shared `params`, and with the labels, and the statistics of the
+        model's normalisations, for attacks that are granted them.
       truths: a Batch with x [batches, n, height, width, channels] and y [batches, n]; for metrics alone.
     """
 
@@ -247,6 +256,7 @@ def prepare(*, model: str, model_seed: int = 0, params: Any = None, **settings: 
         for *client_keys, batch in zip(keys, orders, batches, strict=True)
     ]
     update = jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates)
-    leaks = jl.Leak(params, update, num_examples=threat.shape[0], labels=truths.y)
+    granted = _statistics(threat.model)(params, truths.x)
+    leaks = jl.Leak(params, update, threat.shape[0], labels=truths.y, statistics=granted or None)
     own = {field.name: getattr(threat, field.name) for field in dataclasses.fields(threat)}
     return Scenario(**{**own, "params": params}, leaks=leaks, truths=truths)

@@ -160,6 +160,7 @@ def _cell(prepared: list[scenario.Scenario], model: str, local_steps: int, assum
         first.leaks,
         update=jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.leaks.update for one in prepared)),
         labels=jnp.stack([one.leaks.labels for one in prepared]),
+        statistics=None,
     )
     keys = jax.random.split(jax.random.key(1), (len(first.indices), 1))
     started = time.perf_counter()

@@ -214,3 +214,21 @@ def test_every_assumption_is_said_in_words():
     for words, make in client.ASSUMED.values():
         assert len(words.split()) > 5
         assert callable(make)
+
+
+def test_statistics_of_what_is_normalised_are_granted_batch_by_batch():
+    settings = {"model": "resnet20", "dataset": data.load("digits"), "images": 4, "batch_size": 2}
+    prepared = scenario.prepare(**settings)
+    assert len(prepared.leaks.statistics) == 21
+    loss_fn = jl.cross_entropy(prepared.model.apply)
+    for i in range(2):
+        expected = jl.normalisations.statistics(loss_fn, prepared.params, prepared.truths.x[i])[0]
+        for one, other in zip(prepared.leaks.statistics[0], expected, strict=True):
+            np.testing.assert_allclose(one[i], other, rtol=1e-4, atol=1e-6)
+    shapes = jax.tree.map(lambda leaf: leaf.shape, scenario.threat_model(**settings).leak().statistics)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape[1:], prepared.leaks.statistics)
+
+
+def test_a_model_that_normalises_nothing_grants_no_statistics(prepare):
+    assert prepare().leaks.statistics is None
+    assert prepare().leak().statistics is None
