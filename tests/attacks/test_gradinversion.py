@@ -213,7 +213,7 @@ def test_the_consensus_is_the_mean_of_the_seeds(registered):
 
 def test_without_agreement_seeds_are_as_apart(scenario):
     """A group of k is k groups of one, from the same starts."""
-    case = scenario("resnet")
+    case = scenario("mlp")
     together, alone = (make(case, num_seeds=count, group=0.0, langevin=0.0) for count in (3, 1))
     state = jax.jit(together.init)(KEY, case.leak)
     new, step = jax.jit(together.step)(KEY, state, case.leak), jax.jit(alone.step)
@@ -365,7 +365,7 @@ def test_weights_may_be_lanes(scenario):
         return make(case, num_steps=3, langevin=0.0, **weights)
 
     found = jl.run(made, case.leak, KEY[None], settings=table)
-    for i in range(3):
-        alone = jl.run(made(jax.tree.map(lambda leaf, i=i: float(leaf[i]), table)), case.leak, KEY)
-        np.testing.assert_allclose(found.batch.x[i, 0], alone.batch.x, atol=1e-3)
+    # Numbers of zero leave their terms out of the program.
+    alone = jl.run(made(dict.fromkeys(table, 0.0)), case.leak, KEY)
+    np.testing.assert_allclose(found.batch.x[0, 0], alone.batch.x, atol=1e-3)
     assert np.unique(np.asarray(found.loss).round(6)).size == 3
