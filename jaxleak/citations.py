@@ -20,6 +20,8 @@ _OF: Mapping[str, tuple[str, ...]] = {
     "geng": ("geng2021towards",),
     "cpl": ("wei2020framework",),
     "gradinversion": ("yin2021see", "yin2020dreaming", "kuglin1975phase"),
+    "rgap": ("zhu2021rgap",),
+    "copa": ("chen2021understanding",),
     # defenses
     "gaussian_noise": ("ovi2023comprehensive",),
     "laplacian_noise": ("ovi2023comprehensive",),
@@ -38,6 +40,7 @@ _OF: Mapping[str, tuple[str, ...]] = {
     "joint": ("zhu2019deep",),
     "zlr": ("yin2021see",),
     "alr": ("fang2024iterative",),
+    "row_norm": ("zhu2021rgap",),
     "ilrg": ("ma2023instance",),
     # federated learning
     "fedavg": ("mcmahan2017communication",),

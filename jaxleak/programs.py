@@ -4,7 +4,7 @@
 one layer and the input of the next, is a function, with derivatives like any other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +69,17 @@ class Program(NamedTuple):
                 found.update(step.outputs)
         return found
 
+    def way(self, known: Iterable[int], wanted: Iterable[int]) -> tuple[list[Step], set[int]]:
+        """What has to be done for the wanted values if these are known: the steps, and what is missing all the same."""
+        given = {*self.constants, *known}
+        needed, steps = set(wanted) - given, []
+        for step in reversed(self.steps):
+            if not needed.isdisjoint(step.outputs):
+                steps.append(step)
+                needed.difference_update(step.outputs)
+                needed.update(value for value in step.inputs if value not in given)
+        return steps[::-1], needed
+
     def evaluate(
         self, known: Mapping[int, Any], wanted: Sequence[int], rule: rewriting.Rule = lambda equation: None
     ) -> list[Any]:
@@ -86,15 +97,10 @@ class Program(NamedTuple):
           KeyError: an input of the program is needed that is not known.
         """
         arrays = {**self.constants, **known}
-        needed, chosen = {value for value in wanted if value not in arrays}, []
-        for step in reversed(self.steps):
-            if not needed.isdisjoint(step.outputs):
-                chosen.append(step)
-                needed.difference_update(step.outputs)
-                needed.update(value for value in step.inputs if value not in arrays)
-        if needed:
-            raise KeyError(f"values {sorted(needed)} of the program are not known")
-        for step in reversed(chosen):
+        steps, missing = self.way(known, wanted)
+        if missing:
+            raise KeyError(f"values {sorted(missing)} of the program are not known")
+        for step in steps:
             inputs = [arrays[value] for value in step.inputs]
             run = rule(step.equation) or step.run
             # A value in the middle that is known stays what it is.

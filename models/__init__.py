@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from jaxleak.models.cnn6 import cnn6
 from jaxleak.models.convnet import convnet
 from jaxleak.models.lenet import lenet, lenet5
 from jaxleak.models.mlp import mlp
@@ -19,6 +20,7 @@ from jaxleak.names import lookup
 
 __all__ = [
     "NAMES",
+    "cnn6",
     "convnet",
     "create",
     "lenet",
@@ -35,6 +37,7 @@ NAMES: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "lenet": lenet,
     "lenet5": lenet5,
+    "cnn6": cnn6,
     "convnet": convnet,
     "resnet20": resnet20,
     "resnet18": resnet18,

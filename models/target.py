@@ -20,11 +20,12 @@ ACTIVATIONS: Mapping[str, Callable[[Any], Any]] = {
     "elu": jax.nn.elu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "leaky_relu": jax.nn.leaky_relu,
+    "leaky_relu_0.2": functools.partial(jax.nn.leaky_relu, negative_slope=0.2),
     "selu": jax.nn.selu,
     "silu": jax.nn.silu,
     "softplus": jax.nn.softplus,
 }
-"""Activation functions by name, each with the constants that torch gives it."""
+"""Activation functions by name, each with the constants that torch gives it, or with the slope in its name."""
 
 PerChannel = float | tuple[float, ...]
 

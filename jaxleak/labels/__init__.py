@@ -13,6 +13,6 @@ from jaxleak.labels.given import joint, known
 from jaxleak.labels.ilrg import ilrg
 from jaxleak.labels.recovered import Recovered
 from jaxleak.labels.recovery import NAMES, recover
-from jaxleak.labels.signs import idlg, inferred, zlr
+from jaxleak.labels.signs import idlg, inferred, row_norm, zlr
 
-__all__ = ["NAMES", "Recovered", "alr", "geng", "idlg", "ilrg", "inferred", "joint", "known", "recover", "zlr"]
+__all__ = ["NAMES", "Recovered", "alr", "geng", "idlg", "ilrg", "inferred", "joint", "known", "recover", "row_norm", "zlr"]

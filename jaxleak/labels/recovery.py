@@ -12,7 +12,16 @@ from jaxleak.labels.geng import geng, recover_geng
 from jaxleak.labels.given import joint, known, recover_known
 from jaxleak.labels.ilrg import ilrg, recover_ilrg
 from jaxleak.labels.recovered import Recovered
-from jaxleak.labels.signs import idlg, inferred, recover_idlg, recover_inferred, recover_zlr, zlr
+from jaxleak.labels.signs import (
+    idlg,
+    inferred,
+    recover_idlg,
+    recover_inferred,
+    recover_row_norm,
+    recover_zlr,
+    row_norm,
+    zlr,
+)
 from jaxleak.observe import Observe
 
 NAMES: Mapping[str, Callable[..., jax.Array]] = {
@@ -20,6 +29,7 @@ NAMES: Mapping[str, Callable[..., jax.Array]] = {
     "known": known,
     "joint": joint,
     "idlg": idlg,
+    "row_norm": row_norm,
     "zlr": zlr,
     "alr": alr,
     "geng": geng,
@@ -32,6 +42,7 @@ _RECOVER: Mapping[Callable[..., Any], Callable[..., Any]] = {
     known: recover_known,
     joint: joint,
     idlg: recover_idlg,
+    row_norm: recover_row_norm,
     zlr: recover_zlr,
     alr: recover_alr,
     geng: recover_geng,

@@ -1,4 +1,4 @@
-"""Labels from the signs of the classifier's gradient: iDLG and zero-shot label restoration."""
+"""Labels from signs and sizes in the classifier's gradient: iDLG, zero-shot label restoration, the longest row."""
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,22 @@ def idlg(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classes: i
       ValueError: more than one example, or no classifier to be found in the loss.
     """
     return recover_idlg(observe, leak, shape=shape, num_classes=num_classes).labels
+
+
+def row_norm(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classes: int) -> jax.Array:
+    """The one class whose row of the classifier's gradient is longest, of one example.
+
+    The row of class c is (p - y)_c times the features, and |p - y| of the label is the sum of those of all others.
+    So this is exact under cross-entropy for three classes or more, whatever signs the features have, without a bias
+    where `idlg` needs nonnegative ones. Of two classes the rows are of one length: then either answer explains the
+    gradient, with opposite features (the twin data of R-GAP).
+
+    Source: ours; for the twins, Zhu and Blaschko 2021, §3.2.
+
+    Raises:
+      ValueError: more than one example, or no classifier to be found in the loss.
+    """
+    return recover_row_norm(observe, leak, shape=shape, num_classes=num_classes).labels
 
 
 def zlr(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classes: int) -> jax.Array:
@@ -50,6 +66,18 @@ def recover_idlg(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_cl
     bias = found.bias(found.leak.update)
     logits = jnp.sum(found.kernel(found.leak.update), axis=1) if bias is None else bias
     return of_labels(jnp.argmin(logits)[None], jnp.sum(logits < 0)[None] == 1, num_classes)
+
+
+def recover_row_norm(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classes: int) -> Recovered:
+    """What `row_norm` recovers; confidence is 1 where the longest row is longer than the next, else 0."""
+    if shape[0] != 1:
+        raise ValueError(f"labels=row_norm: one example has one label: expected n = 1, shape={shape}")
+    found = classifier(row_norm, observe, leak, shape, num_classes)
+    rows = found.kernel(found.leak.update)
+    # In units of the largest entry, whose square may be below the smallest number.
+    lengths = jnp.linalg.norm(rows / jnp.maximum(jnp.max(jnp.abs(rows)), jnp.finfo(rows.dtype).tiny), axis=1)
+    second, first = jnp.sort(lengths)[-2:]
+    return of_labels(jnp.argmax(lengths)[None], (first > 1.001 * second)[None], num_classes)
 
 
 def recover_zlr(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classes: int) -> Recovered:
