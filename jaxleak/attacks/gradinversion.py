@@ -53,6 +53,7 @@ def gradinversion(
     num_seeds: int = 8,
     group: Any = 0.01,
     registered: bool = True,
+    register_every: int = REGISTER_EVERY,
     answer: str = "best",
     batch_norm: Any = 0.1,
     statistics: str = "received",
@@ -77,8 +78,8 @@ def gradinversion(
 
     for the batch x in normalised pixels, with norms that are not squared. E is the mean over seeds, to which no
     derivative is taken: of the pixels as they are for the first quarter of the steps, and after it of images each
-    shifted to lie on that mean (`jaxleak.registration`); offsets are renewed every 100 steps, and pixels are those of
-    the step. R_BN compares the statistics of what every normalisation by running statistics is fed with those of the
+    shifted to lie on that mean (`jaxleak.registration`); offsets are renewed every `register_every` steps, and pixels
+    are those of the step. R_BN compares the statistics of what every normalisation by running statistics is fed with those of the
     client, as far as they are known (`jaxleak.normalisations`); without such normalisations it is an empty sum, zero.
     An update is rate * (Adam's direction + langevin * eta), eta from N(0, 1).
 
@@ -93,6 +94,7 @@ def gradinversion(
       num_seeds: 8 in the paper.
       group: the weight of agreement.
       registered: whether images are registered; if not, E stays the mean of the pixels.
+      register_every: steps between registrations.
       answer: "best", the seed of the lowest matching loss, or "consensus", the mean over seeds of their images, shifted
         to lie on their mean where `registered`.
       batch_norm: the weight of R_BN.
@@ -127,6 +129,7 @@ def gradinversion(
     """
     validate.integer_at_least("num_steps", num_steps, 1)
     validate.integer_at_least("warmup", warmup, 0)
+    validate.integer_at_least("register_every", register_every, 1)
     validate.at_least("learning_rate", learning_rate, 0, exclusive=True)
     weights = {
         "group": group,
@@ -169,7 +172,7 @@ def gradinversion(
             since = taken - int(num_steps * REGISTER_AFTER)
             mean_of_seeds = jax.lax.pmean(latent, SEEDS)
             offsets = jax.lax.cond(
-                (since >= 0) & (since % REGISTER_EVERY == 0),
+                (since >= 0) & (since % register_every == 0),
                 lambda: registration.offsets(latent, mean_of_seeds),
                 lambda: memory.offsets,
             )

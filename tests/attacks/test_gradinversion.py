@@ -195,6 +195,25 @@ def test_registered_seeds_agree_on_the_shifted_image():
         np.testing.assert_allclose(pull[:, 0], expected, atol=1e-4)
 
 
+def test_registrations_are_as_far_apart_as_they_are_told():
+    """After a quarter of eight steps, every third: the second and the fifth."""
+    observe, leak = tiny_case()
+    latents, shifts = photographs()
+    settings = {"num_steps": 8, "register_every": 3, "learning_rate": 1e-6, **PLAIN, "group": 1.0, "gradient": 0.0}
+    attack = gradinversion(observe, shape=(1, 32, 32, 3), num_classes=3, num_seeds=8, **settings)
+    state, step = at(attack, leak, latents), jax.jit(attack.step)
+    for i in range(5):
+        state = step(KEY, state, leak)
+        found = np.asarray(state.seeds.memory.offsets)[:, 0]
+        np.testing.assert_array_equal(found, (0 if i == 0 else 1 if i < 4 else -1) * np.asarray(shifts))
+        if i == 1:
+            # From here on, of images moved to the other side.
+            pairs = zip(latents, 2 * shifts, strict=True)
+            moved = [scipy.ndimage.shift(x[0], (*by, 0), order=0, mode="nearest") for x, by in pairs]
+            seeds = state.seeds._replace(candidate=state.seeds.candidate._replace(latent=jnp.asarray(moved)[:, None]))
+            state = state._replace(seeds=seeds)
+
+
 @pytest.mark.parametrize("registered", [True, False])
 def test_the_consensus_is_the_mean_of_the_seeds(registered):
     observe, leak = tiny_case()
@@ -341,6 +360,7 @@ def test_statistics_that_are_not_there_are_refused(scenario, model, settings, gr
     [
         ({"num_seeds": 0}, "^num_seeds=0: expected >= 1$"),
         ({"warmup": -1}, "^warmup=-1: expected >= 0$"),
+        ({"register_every": 0}, "^register_every=0: expected >= 1$"),
         ({"group": -1.0}, "^group=-1.0: expected >= 0$"),
         ({"batch_norm": -1.0}, "^batch_norm=-1.0: expected >= 0$"),
         ({"langevin": -0.1}, "^langevin=-0.1: expected >= 0$"),
