@@ -79,8 +79,9 @@ def gradinversion(
     for the batch x in normalised pixels, with norms that are not squared. E is the mean over seeds, to which no
     derivative is taken: of the pixels as they are for the first quarter of the steps, and after it of images each
     shifted to lie on that mean (`jaxleak.registration`); offsets are renewed every `register_every` steps, and pixels
-    are those of the step. R_BN compares the statistics of what every normalisation by running statistics is fed with those of the
-    client, as far as they are known (`jaxleak.normalisations`); without such normalisations it is an empty sum, zero.
+    are those of the step. R_BN compares the statistics of what every normalisation by running statistics is fed with
+    those of the client, as far as they are known (`jaxleak.normalisations`); without such normalisations it is an empty
+    sum, zero.
     An update is rate * (Adam's direction + langevin * eta), eta from N(0, 1).
 
     All seeds run in one lane. With `group=0` they are independent, at the same cost but for the registration.
