@@ -35,7 +35,20 @@ _SUMS = frozenset(["add", "add_any", "concatenate", "sub"])
 _ELEMENTWISE = frozenset(
     [
         *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil"),
-        *("clamp", "convert_element_type", "copy", "copy_p", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp"),
+        *(
+            "clamp",
+            "convert_element_type",
+            "copy",
+            "copy_p",
+            "cos",
+            "cosh",
+            "div",
+            "eq",
+            "erf",
+            "erf_inv",
+            "erfc",
+            "exp",
+        ),
         *("exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt"),
         *("max", "min", "mul", "ne", "neg", "not", "or", "pow", "round", "rsqrt", "select_n", "sign", "sin", "sinh"),
         *("sqrt", "square", "stop_gradient", "sub", "tan", "tanh"),
@@ -282,7 +295,9 @@ def _kind(program: programs.Program, steps: Sequence[programs.Step], on_way: set
     """What the steps between two joints are: "affine", "elementwise" or "general"."""
     if all(_is_affine(step, on_way) for step in steps):
         return "affine"
-    shapes = {program.shapes[value].shape for step in steps for value in (*step.inputs, *step.outputs) if value in on_way}
+    shapes = {
+        program.shapes[value].shape for step in steps for value in (*step.inputs, *step.outputs) if value in on_way
+    }
     return "elementwise" if len(shapes) == 1 and all(map(_is_elementwise, steps)) else "general"
 
 

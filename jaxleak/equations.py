@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxleak.chains import Chain
+from jaxleak.draws import draw
 
 PyTree = Any
 
@@ -136,16 +137,15 @@ def recovered(equations: Equations, key: jax.Array, *, num_steps: int, noise: fl
     Returns:
       A scalar: 1 where the equations determine the input.
     """
-    probe_key, *keys = jax.random.split(key, 3)
-    dtype = equations.target[0].dtype
-
-    def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.normal(key, shape, jnp.float32).astype(dtype)
-
-    probe = normal(probe_key, equations.shape)
+    dtype, shapes = equations.target[0].dtype, (equations.shape, *(target.shape for target in equations.target))
+    # JAX draws in the types that are its default when it lowers a program, so that others cannot be asked for here.
+    with jax.enable_x64(False):
+        keys = jax.random.split(key, len(shapes))
+        drawn = [draw(jax.random.normal, own, shape) for own, shape in zip(keys, shapes, strict=True)]
+    probe, *errors = (values.astype(dtype) for values in drawn)
     rows = [
-        row + noise * jnp.sqrt(jnp.mean(jnp.square(row))) * normal(own, row.shape)
-        for own, row in zip(keys, equations.apply(probe), strict=True)
+        row + noise * jnp.sqrt(jnp.mean(jnp.square(row))) * error
+        for row, error in zip(equations.apply(probe), errors, strict=True)
     ]
     found = least_squares(equations._replace(target=tuple(rows)), num_steps=num_steps)
     return 1 - jnp.sum(jnp.square(found - probe)) / jnp.sum(jnp.square(probe))

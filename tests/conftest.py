@@ -30,6 +30,15 @@ class SmallCnn(nn.Module):
         return nn.Dense(NUM_CLASSES)(x.reshape(len(x), -1))
 
 
+class SmallChain(nn.Module):
+    """Two layers with an activation that can be inverted, and enough channels to be determined."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.leaky_relu(nn.Conv(12, (3, 3), strides=2)(x), 0.2)
+        return nn.Dense(NUM_CLASSES)(x.reshape(len(x), -1))
+
+
 class SmallResNet(nn.Module):
     """A stem and one residual block with batch norm, in eval mode."""
 
@@ -44,6 +53,7 @@ MODELS = {
     "dense": lambda: models.mlp(num_classes=NUM_CLASSES, hidden=()),
     "mlp": lambda: models.mlp(num_classes=NUM_CLASSES, hidden=(16,)),
     "cnn": SmallCnn,
+    "chain": SmallChain,
     "resnet": SmallResNet,
     "lenet": lambda: models.lenet(num_classes=NUM_CLASSES),
 }

@@ -96,7 +96,7 @@ def copa(
         start = equations.least_squares(system, num_steps=num_steps)
         if place.after is None or start.ndim != 4:
             return start
-        share = equations.recovered(system, jax.random.key(0), num_steps=num_steps)
+        share = equations.recovered(system, place.key, num_steps=num_steps)
         return jax.lax.cond(
             share > _DETERMINED,
             lambda: start,

@@ -116,7 +116,7 @@ def gradient_matching(
         `(observe, leak, *, shape, num_classes) -> labels`; or `jaxleak.labels.joint` to optimise them.
       distance: `distance(update, target, weights) -> scalar`.
       generator: from the latent candidate to images.
-      optimizer: its updates are added to the candidate; one that takes extra arguments is given the `key` of the update.
+      optimizer: its updates are added to the candidate; one that takes extra arguments is given the update's `key`.
       prior: what is added to the distance, or None.
       distance_weight: of the distance in what is minimised. Losses are without it.
       weights: `weights(observe, leak, *, shape) -> tree`, computed once a leak and handed to `distance`.

@@ -59,8 +59,8 @@ def rank_analysis(
 ) -> list[Rank]:
     """Says for each layer whether its equations determine its input, for an image of uniform noise.
 
-    A layer is judged as if all layers behind it had been solved. An image is rebuilt by `rgap` where all are determined;
-    the first that is not loses its share, and what comes before it starts from an input that is wrong there.
+    A layer is judged as if all layers behind it had been solved. An image is rebuilt by `rgap` where all are
+    determined; the first that is not loses its share, and what comes before starts from an input that is wrong there.
 
     Args:
       observe: the observation; its loss shows the layers.
@@ -124,15 +124,13 @@ def _shares(
                 k = jax.grad(lambda v, stage=stage, last=last: _loss_after(chain, stage, last, params, v, y))(v)
                 kernel = jnp.zeros(chain.program.shapes[chain.program.inputs[chain.stages[stage].kernel]].shape)
                 system = equations.of_stage(chain, stage, params, kernel.astype(v.dtype), v, k, known=known)
-                share = equations.recovered(system, jax.random.fold_in(key, stage), num_steps=num_steps, noise=noise)
+                share = equations.recovered(system, key, num_steps=num_steps, noise=noise)
                 found.append((share.astype(jnp.float32), jnp.sum(known.astype(jnp.int32), dtype=jnp.int32)))
             u = after
     return found
 
 
-def _loss_after(
-    chain: chains.Chain, stage: int, last: bool, params: PyTree, v: jax.Array, y: jax.Array
-) -> jax.Array:
+def _loss_after(chain: chains.Chain, stage: int, last: bool, params: PyTree, v: jax.Array, y: jax.Array) -> jax.Array:
     return chain.tail(params, v, y) if last else chain.rest(stage + 1, params, chain.bend(stage, params, v), y)
 
 

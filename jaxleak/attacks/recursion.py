@@ -58,6 +58,7 @@ class Place(NamedTuple):
       k: the derivative of the loss by v; None where it cannot be told.
       known: which entries of v can be told, 1 or 0.
       after: the input of the next stage; None after the last one.
+      key: of the run.
     """
 
     chain: Chain
@@ -69,6 +70,7 @@ class Place(NamedTuple):
     k: jax.Array | None
     known: jax.Array
     after: jax.Array | None
+    key: jax.Array
 
     def equations(self) -> equations.Equations:
         """Those for the input of the stage."""
@@ -121,17 +123,21 @@ def recursive(
         raise ValueError(f"{name}: shape={shape}: recursion rebuilds one example: expected n = 1")
     if labels is labels_.joint:
         raise ValueError(f"{name}: labels=joint: expected known or recovered labels: recursion optimises nothing")
-    if observe.rounds or observe.scale is None:
-        raise ValueError(f"{name}: expected the gradient of one round, or an update with a known learning rate")
+    if observe.rounds:
+        raise ValueError(f"{name}: observe has several rounds: expected one: recursion reads one gradient")
+    if observe.scale is None or not observe.sized:
+        raise ValueError(
+            f"{name}: learning_rate=None in the observation: recursion needs the size of a gradient: expected the rate, "
+            "and no local optimizer that changes sizes"
+        )
     if not callable(labels):
         labels = jnp.asarray(labels)
         validate.labels("labels", labels, num_examples=1, num_classes=num_classes)
 
     def init(key: jax.Array, leak: Leak) -> RecursionState:
-        del key
         y = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
         with jax.enable_x64(True):
-            x = _walk(observe, leak, shape, num_classes, y, solve, check).astype(jnp.float32)
+            x = _walk(observe, leak, shape, num_classes, y, key, solve, check).astype(jnp.float32)
         sound = jnp.all(jnp.isfinite(x))
         # An image beyond all bounds is none either; its square would not be finite.
         x = jnp.clip(jnp.where(sound, x, 0.0), 0.0, 1.0)
@@ -160,6 +166,7 @@ def _walk(
     shape: tuple[int, ...],
     num_classes: int,
     y: jax.Array,
+    key: jax.Array,
     solve: Solve,
     check: Callable[[Chain], None],
 ) -> jax.Array:
@@ -175,7 +182,7 @@ def _walk(
     update = jax.tree.leaves(gradient)
     last = len(chain.stages) - 1
     logits, k = _logits(chain, found, params, gradient, y)
-    place = Place(chain, last, params, update, y, logits, k, jnp.ones_like(logits), None)
+    place = Place(chain, last, params, update, y, logits, k, jnp.ones_like(logits), None, key)
     u = solve(place)
     for stage in reversed(range(last)):
         place = before(place, u, stage)

@@ -15,4 +15,17 @@ from jaxleak.labels.recovered import Recovered
 from jaxleak.labels.recovery import NAMES, recover
 from jaxleak.labels.signs import idlg, inferred, row_norm, zlr
 
-__all__ = ["NAMES", "Recovered", "alr", "geng", "idlg", "ilrg", "inferred", "joint", "known", "recover", "row_norm", "zlr"]
+__all__ = [
+    "NAMES",
+    "Recovered",
+    "alr",
+    "geng",
+    "idlg",
+    "ilrg",
+    "inferred",
+    "joint",
+    "known",
+    "recover",
+    "row_norm",
+    "zlr",
+]

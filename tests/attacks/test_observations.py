@@ -18,6 +18,8 @@ each_attack = pytest.mark.parametrize("name", ATTACKS)
 KINDS = ("simulated", "one_batch", "averaged", "rounds")
 # Compared by a cosine, which does not see the size of an update.
 BY_COSINE = {"inverting_gradients", "agic"}
+# They read one gradient; what they make of a client's update is in test_recursion.py.
+RECURSIVE = {"rgap", "copa"}
 BY_LBFGS = {"dlg", "idlg", "geng", "cpl"}
 # A program a kind takes long to compile. DLG, iDLG and CPL are Geng et al.'s program with other labels and priors; AGIC
 # on a model without convolutions is inverting gradients with equal weights; one batch and averaged are one function.
@@ -33,6 +35,7 @@ each_pair = pytest.mark.parametrize(
     [
         pytest.param(name, kind, marks=() if (name, kind) in FAST else pytest.mark.slow)
         for name in ATTACKS
+        if name not in RECURSIVE
         for kind in KINDS
     ],
 )

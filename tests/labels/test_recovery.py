@@ -25,7 +25,7 @@ def updates_of(scenario):
 
 def test_every_method_has_a_name():
     public = {name for name in vars(jl.labels) if name in jl.labels.NAMES}
-    assert public == set(jl.labels.NAMES) == {"inferred", "known", "joint", "idlg", "zlr", *COUNTING}
+    assert public == set(jl.labels.NAMES) == {"inferred", "known", "joint", "idlg", "row_norm", "zlr", *COUNTING}
     for name, method in jl.labels.NAMES.items():
         assert method.__name__ == name
         assert getattr(jl.labels, name) is method

@@ -146,3 +146,42 @@ def test_a_plain_function_has_no_classifier_to_read():
     attack = jl.attacks.idlg(lambda params, batch: update(params, batch), shape=SHAPE, num_classes=NUM_CLASSES)
     with pytest.raises(ValueError, match="^observe is a plain function: what reads the model needs"):
         attack.init(jax.random.key(0), leak)
+
+
+def signed(bias):
+    """A model whose features have both signs."""
+
+    def apply(params, x):
+        logits = jnp.tanh(x.reshape(len(x), -1) @ params["features"]) @ params["classes"]
+        return logits + params["bias"] if bias else logits
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "features": jax.random.normal(keys[0], (192, 20)),
+        "classes": jax.random.normal(keys[1], (20, NUM_CLASSES)),
+    }
+    return apply, {**params, "bias": jax.random.normal(keys[2], (NUM_CLASSES,))} if bias else params
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_longest_row_is_the_label_whatever_signs_features_have(bias):
+    apply, params = signed(bias)
+    observe = jl.observe.gradient(jl.cross_entropy(apply))
+    right, of_idlg = [], []
+    for label in range(NUM_CLASSES):
+        for seed in range(4):
+            truth = jl.Batch(jax.random.uniform(jax.random.key(seed), SHAPE), jnp.array([label]))
+            arguments = {"shape": SHAPE, "num_classes": NUM_CLASSES}
+            leak = jl.Leak(params, observe(params, truth))
+            found = jl.labels.recover("row_norm", observe, leak, **arguments)
+            right.append(int(found.labels[0]) == label and float(found.confidence[0]) == 1)
+            of_idlg.append(int(jl.labels.idlg(observe, leak, **arguments)[0]) == label)
+    assert all(right)
+    # Which needs a bias, or features that are not negative.
+    assert all(of_idlg) == bias
+
+
+def test_the_longest_row_is_that_of_one_example():
+    observe, params, _ = make("mlp")
+    with pytest.raises(ValueError, match="^labels=row_norm: one example has one label: expected n = 1"):
+        jl.labels.row_norm(observe, jl.Leak(params, params), shape=(2, *SHAPE[1:]), num_classes=NUM_CLASSES)

@@ -13,6 +13,7 @@ SMALL = {
     "mlp": {"hidden": (8,)},
     "lenet": {},
     "lenet5": {},
+    "cnn6": {},
     "convnet": {"width": 2},
     "resnet20": {"width": 0.25},
     "resnet18": {"width": 0.0625},
@@ -106,7 +107,8 @@ def test_activations_are_torchs(name, function):
 
 def test_default_activations():
     for name, factory in models.NAMES.items():
-        assert factory(num_classes=2).activation == ("sigmoid" if name == "lenet" else "relu")
+        own = {"lenet": "sigmoid", "cnn6": "leaky_relu_0.2"}
+        assert factory(num_classes=2).activation == own.get(name, "relu")
 
 
 def test_create_reads_the_width_of_a_resnet20():
