@@ -220,7 +220,7 @@ examples:
             prepared.observe,
             shape=prepared.shape,
             num_classes=dataset.num_classes,
-            **prepared.statistics,
+            **prepared.normalisation(factory),
             **settings,
         )
         _check_leaks(attack, prepared.leaks)

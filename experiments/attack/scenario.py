@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,6 +113,12 @@ class ThreatModel:
     def shape(self) -> tuple[int, ...]:
         """The shape of one batch of images."""
         return (self.indices.shape[1], *self.dataset.shape)
+
+    def normalisation(self, attack: Callable[..., jl.Attack]) -> dict[str, Any]:
+        """What an attack takes of `statistics`; those that go back layer by layer optimise no pixels, and take none."""
+        taken = inspect.signature(attack).parameters
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+        return {name: value for name, value in self.statistics.items() if open_ended or name in taken}
 
     @property
     def batch(self) -> jl.Batch:

@@ -255,7 +255,7 @@ class _Maker:
                 shape=threat.shape,
                 num_classes=threat.dataset.num_classes,
                 num_steps=config["num_steps"],
-                **{**threat.statistics, **static, **labels, **own},
+                **{**threat.normalisation(factory), **static, **labels, **own},
             )
             return jl.recorded(made, steps) if steps else made
 

@@ -159,7 +159,7 @@ def measure(
             shape=first.shape,
             num_classes=first.dataset.num_classes,
             num_steps=num_steps,
-            **{**first.statistics, **settings},
+            **{**first.normalisation(jl.attacks.NAMES[attack]), **settings},
         )
 
     keys = jax.random.split(jax.random.key(key), (batches, seeds))

@@ -71,7 +71,7 @@ def measure(
         shape=scenario.shape,
         num_classes=scenario.dataset.num_classes,
         num_steps=num_steps,
-        **{**scenario.statistics, **settings},
+        **{**scenario.normalisation(jl.attacks.NAMES[attack]), **settings},
     )
     chosen = change(chosen)
     batches = len(scenario.indices)
