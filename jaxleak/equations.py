@@ -3,8 +3,8 @@
 Of a stage of a chain (`jaxleak.chains`) whose output v and whose derivative of the loss there, k, are known, the input
 u fulfils two sets of equations, both linear in u:
 
-- forward: the layer makes v of u (R-GAP's weight constraints);
-- gradient: the gradient of the layer's kernel is the sum of k times patches of u (its gradient constraints).
+- forward: v = W u + b, what the layer makes of u (R-GAP's weight constraints);
+- gradient: dL/dW = sum over positions of k times the patch of u there (its gradient constraints).
 
 Neither is ever a matrix. Both are applied, and transposed, as the convolutions and products that they are.
 """

@@ -127,8 +127,8 @@ def recursive(
         raise ValueError(f"{name}: observe has several rounds: expected one: recursion reads one gradient")
     if observe.scale is None or not observe.sized:
         raise ValueError(
-            f"{name}: learning_rate=None in the observation: recursion needs the size of a gradient: expected the rate, "
-            "and no local optimizer that changes sizes"
+            f"{name}: learning_rate=None in the observation: recursion needs the size of a gradient: expected the "
+            "rate, and no local optimizer that changes sizes"
         )
     if not callable(labels):
         labels = jnp.asarray(labels)
@@ -200,7 +200,7 @@ def before(place: Place, u: jax.Array, stage: int) -> Place:
     if place.k is None:
         by_input = jax.grad(lambda x: chain.rest(stage + 1, params, x, place.y))(u)
     else:
-        # R-GAP: the derivative by the input of a layer is that by its output, times the layer transposed.
+        # dL/du = W^T dL/dv: the layer, transposed.
         (by_input,) = jax.vjp(lambda x: chain.affine(stage + 1, params, x), u)[1](place.k)
 
     def bend(v: jax.Array) -> jax.Array:
@@ -249,7 +249,8 @@ def _logits(
 
     Its kernel's gradient is k times the features, a matrix of rank one. With a bias, k is the bias's gradient. Without,
     the features are known but for their norm s, and s is where the softmax says the same as the gradient: for all
-    classes, s k(s) is the kernel's gradient along the features (R-GAP eq. 7 for several classes).
+    classes, s k(s) is the kernel's gradient along the features. (R-GAP does this for one logit, where the product of
+    the last kernel and its gradient is that of the logit and its derivative.)
     """
     trainable, _ = variables.split(params)
     kernel, rows = found.kernel(trainable), found.kernel(gradient)

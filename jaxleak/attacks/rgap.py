@@ -53,11 +53,12 @@ def rgap(
       ValueError: more than one example, several rounds, a tolerance or `stall` that is not above zero; and when it
         starts, a network that is no chain or has an activation that cannot be inverted; the message says where.
 
-    Source: Zhu and Blaschko 2021, "R-GAP: Recursive Gradient Attack on Privacy".
+    Source: Zhu and Blaschko 2021, "R-GAP: Recursive Gradient Attack on Privacy". Its text was not at hand; the
+      equations are those of its program, so that they have formulas in the comments here, and no numbers.
 
-    Differs from the paper in: the paper and its program have one logit and a logistic loss, and find it by 30,000 steps
-      of gradient descent; here there are several classes, and without a bias the norm of the last features is found by
-      a search in one dimension, over what the softmax says for all classes. Each set of equations is scaled to norm 1.
+    Differs from the paper in: its program has one logit and a logistic loss, and finds the logit by 30,000 steps of
+      gradient descent; here there are several classes, and without a bias the norm of the last features is found by a
+      search in one dimension, over what the softmax says for all classes. Each set of equations is scaled to norm 1.
       Padding is part of the layer, in the place of unknown pixels with equations of their own. Dense layers use the
       weight constraints too.
     """

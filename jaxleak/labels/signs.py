@@ -31,7 +31,7 @@ def row_norm(observe: Observe, leak: Leak, *, shape: tuple[int, ...], num_classe
     where `idlg` needs nonnegative ones. Of two classes the rows are of one length: then either answer explains the
     gradient, with opposite features (the twin data of R-GAP).
 
-    Source: ours; for the twins, Zhu and Blaschko 2021, §3.2.
+    Source: ours; the twins are those of Zhu and Blaschko 2021.
 
     Raises:
       ValueError: more than one example, or no classifier to be found in the loss.
