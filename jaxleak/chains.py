@@ -87,6 +87,9 @@ class Chain:
       num_trainable: how many of the program's inputs are trainable leaves; they are the first ones.
       loss: the value that is the loss.
       batch: the values that are the images and the labels.
+      rises: how the bend of each stage but the last goes, where it is elementwise and free of parameters, tried on
+        2,001 points from -10 to 10: "strict" where it rises everywhere, so that it can be inverted; "weak" where it is
+        flat in parts, as ReLU; "no" for any other.
     """
 
     program: programs.Program
@@ -94,6 +97,7 @@ class Chain:
     num_trainable: int
     loss: int
     batch: tuple[int, int]
+    rises: tuple[str, ...] = ()
 
     def shape(self, stage: int) -> tuple[int, ...]:
         """Of the input of a stage."""
@@ -137,15 +141,8 @@ class Chain:
         _, missing = self.program.way({self.stages[stage].start}, [self.loss])
         return [i for i, value in enumerate(self.program.inputs[: self.num_trainable]) if value in missing]
 
-    def rise(self, stage: int) -> str:
-        """How the bend of a stage that is not the last goes, where it is elementwise and free of parameters.
-
-        Tried on 2,001 points from -10 to 10.
-
-        Returns:
-          "strict" where it rises everywhere, so that it can be inverted; "weak" where it is flat in parts, as ReLU;
-          "no" for any other.
-        """
+    def _rise(self, stage: int) -> str:
+        """How the bend of a stage goes, see `rises`."""
         one = self.stages[stage]
         if one.bend == "none":
             return "strict"
@@ -155,8 +152,10 @@ class Chain:
         points = np.linspace(-10.0, 10.0, 2001)
         shape = self.program.shapes[one.end].shape
         padded = np.pad(points, (0, -len(points) % math.prod(shape)), mode="edge").reshape(-1, *shape)
+        # Compiled, since an evaluation inside of vmap would be part of that.
+        bend = jax.jit(lambda part: self._evaluate({one.end: part}, start))
         with jax.ensure_compile_time_eval():
-            parts = [self._evaluate({one.end: jnp.asarray(part)}, start) for part in padded]
+            parts = [bend(jnp.asarray(part)) for part in padded]
             rises = np.diff(np.concatenate([np.asarray(part).ravel() for part in parts])[: len(points)])
         return "strict" if np.all(rises > 0) else "weak" if np.all(rises >= 0) else "no"
 
@@ -195,7 +194,8 @@ def read(loss_fn: Callable[[PyTree, Batch], Any], params: PyTree, batch: Batch) 
     layers = list(_layers(program, x, end, joints, paths))
     if not layers:
         raise ValueError("no chain of layers: no convolution and no dense layer acts on batch.x on its way to the loss")
-    return Chain(program, tuple(_stages(program, joints, layers, paths)), len(paths), end, (x, y))
+    chain = Chain(program, tuple(_stages(program, joints, layers, paths)), len(paths), end, (x, y))
+    return dataclasses.replace(chain, rises=tuple(chain._rise(i) for i in range(len(layers) - 1)))
 
 
 class _Joint(NamedTuple):

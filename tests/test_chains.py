@@ -120,23 +120,36 @@ def test_what_is_not_elementwise_or_not_monotone_is_said():
         ("dense", "Dense_0", "elementwise"),
         ("dense", "Dense_1", "none"),
     ]
-    assert [chain.rise(i) for i in range(2)] == ["no", "no"]
+    assert [chain.rises[i] for i in range(2)] == ["no", "no"]
     chain, *_ = read(models.mlp(num_classes=NUM_CLASSES))
-    assert chain.rise(0) == "weak"
+    assert chain.rises[0] == "weak"
 
 
 def test_all_bends_of_a_chain_rise(x64):
     # In float32 some activations are level far from zero.
     loss_fn, params, batch = make(Mixed())
     chain = chains.read(loss_fn, chains.float64(params), chains.float64(batch))
-    assert [chain.rise(i) for i in range(4)] == ["strict"] * 4
+    assert [chain.rises[i] for i in range(4)] == ["strict"] * 4
 
 
 @pytest.mark.parametrize("name", ["leaky_relu", "leaky_relu_0.2", "sigmoid", "tanh", "elu", "selu", "softplus"])
 def test_activations_that_rise(name, x64):
     loss_fn, params, batch = make(models.mlp(num_classes=NUM_CLASSES, hidden=(5,), activation=name))
     chain = chains.read(loss_fn, chains.float64(params), chains.float64(batch))
-    assert chain.rise(0) == "strict"
+    assert chain.rises[0] == "strict"
+
+
+def test_a_bend_rises_inside_of_vmap_too():
+    """As where lanes are traced."""
+    chain, *_ = read(models.mlp(num_classes=NUM_CLASSES))
+    found = []
+
+    def one(x):
+        found.append(chain.rise(0))
+        return x
+
+    jax.jit(jax.vmap(one))(jnp.zeros(2))
+    assert found == ["weak"]
 
 
 def test_leaves_that_take_part():

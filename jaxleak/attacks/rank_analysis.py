@@ -116,8 +116,8 @@ def _shares(
             known, after = jnp.ones_like(v), v
             if not last:
                 after, slope = jax.vjp(functools.partial(chain.bend, stage, params), v)
-                known = (slope(jnp.ones_like(after))[0] != 0).astype(v.dtype) if chain.rise(stage) == "weak" else known
-            if not last and chain.rise(stage) == "no":
+                known = (slope(jnp.ones_like(after))[0] != 0).astype(v.dtype) if chain.rises[stage] == "weak" else known
+            if not last and chain.rises[stage] == "no":
                 found.append((jnp.full((), jnp.nan), jnp.zeros((), jnp.int32)))
             else:
                 # The derivative by v, through all that comes after it.

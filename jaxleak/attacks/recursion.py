@@ -193,7 +193,7 @@ def _walk(
 def before(place: Place, u: jax.Array, stage: int) -> Place:
     """The place at the stage before, once the input of a stage is known."""
     chain, params = place.chain, place.params
-    rise, end = chain.rise(stage), chain.program.shapes[chain.stages[stage].end]
+    rise, end = chain.rises[stage], chain.program.shapes[chain.stages[stage].end]
     if rise == "no":
         unknown = jnp.zeros(end.shape, end.dtype)
         return place._replace(stage=stage, v=unknown, k=None, known=unknown, after=u)

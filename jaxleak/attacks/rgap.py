@@ -67,7 +67,7 @@ def rgap(
 
     def check(chain: Chain) -> None:
         for i, stage in enumerate(chain.stages[:-1]):
-            if chain.rise(i) != "strict":
+            if chain.rises[i] != "strict":
                 raise ValueError(
                     f"rgap: what follows {stage.name} cannot be inverted: expected a strictly increasing activation "
                     "and no pooling by maxima; copa takes both"

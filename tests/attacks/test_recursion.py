@@ -32,6 +32,16 @@ class Chain(nn.Module):
         return nn.Dense(NUM_CLASSES, use_bias=self.bias)(x.reshape(len(x), -1))
 
 
+class Narrow(nn.Module):
+    """Zhu and Blaschko's CNN6-d in small: the second layer has too few channels."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.leaky_relu(nn.Conv(16, (4, 4), strides=2, padding=2, use_bias=False)(x), 0.2)
+        x = nn.leaky_relu(nn.Conv(6, (3, 3), strides=2, padding=1, use_bias=False)(x), 0.2)
+        return nn.Dense(NUM_CLASSES, use_bias=False)(x.reshape(len(x), -1))
+
+
 class Pooled(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -89,7 +99,7 @@ def test_rgap_in_float64_from_a_float32_leak_loses_little(x64):
     params = jax.tree.map(lambda w: w.astype(jnp.float64), model.init(jax.random.key(10), truth.x))
     observe = jl.observe.gradient(jl.cross_entropy(model.apply))
     attack = jl.attacks.rgap(observe, shape=SHAPE, num_classes=NUM_CLASSES)
-    state = attack.init(jax.random.key(0), jl.Leak(params, observe(params, truth)))
+    state = jax.jit(attack.init)(jax.random.key(0), jl.Leak(params, observe(params, truth)))
     np.testing.assert_allclose(state.x, truth.x, atol=1e-6)
 
 
@@ -127,21 +137,12 @@ def test_two_classes_without_a_bias_have_two_answers():
     found = []
     for label in (0, 1):
         attack = jl.attacks.rgap(observe, shape=SHAPE, num_classes=2, labels=jnp.array([label]))
-        found.append(attack.init(jax.random.key(0), leak))
+        found.append(jax.jit(attack.init)(jax.random.key(0), leak))
     assert psnr(jl.Result(jl.Batch(found[1].x, None), None, None), truth) >= 40
     assert psnr(jl.Result(jl.Batch(found[0].x, None), None, None), truth) < 20
 
 
 def test_a_layer_that_is_not_determined_is_said_before_and_after():
-    """Zhu and Blaschko's CNN6-d in small: the second layer has too few channels."""
-
-    class Narrow(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.leaky_relu(nn.Conv(16, (4, 4), strides=2, padding=2, use_bias=False)(x), 0.2)
-            x = nn.leaky_relu(nn.Conv(6, (3, 3), strides=2, padding=1, use_bias=False)(x), 0.2)
-            return nn.Dense(NUM_CLASSES, use_bias=False)(x.reshape(len(x), -1))
-
     observe, leak, truth = make(Narrow())
     ranks = jl.attacks.rank_analysis(observe, leak.params, SHAPE, key=jax.random.key(3))
     assert [rank.is_determined for rank in ranks] == [True, False, True]
@@ -193,6 +194,18 @@ def test_copa_descends_through_pooling_by_maxima():
     (rank, _) = jl.attacks.rank_analysis(case[0], case[1].params, SHAPE, key=jax.random.key(3))
     assert np.isnan(rank.determined)
     assert not rank.is_determined
+
+
+def test_settings_are_lanes():
+    """Numbers of an attack may be traced: of two weights, the one that is zero leaves the least norm."""
+    observe, leak, truth = make(Narrow())
+
+    def weighted(weight):
+        return jl.attacks.copa(observe, shape=SHAPE, num_classes=NUM_CLASSES, total_variation=weight)
+
+    results = jl.run(weighted, leak, jax.random.key(0), settings=jnp.array([0.0, 1e-6]))
+    without, with_ = (float(jl.metrics.psnr(truth.x, x)[0]) for x in results.batch.x)
+    assert with_ > without + 3
 
 
 def test_a_gradient_of_nothing_is_no_image_and_no_crash():
