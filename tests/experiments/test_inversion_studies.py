@@ -1,0 +1,87 @@
+"""Studies of attacks that go back layer by layer, or that have a group of seeds: rows, reasons and verdicts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxleak.experiments import data
+from jaxleak.experiments.studies import gradinversion_ablation, recursion
+from jaxleak.experiments.studies.support import images
+
+
+def kept(out, name):
+    return [json.loads(line) for line in (out / f"{name}-seconds.jsonl").read_text().splitlines()]
+
+
+def test_the_images_since_one_are_those_of_the_data_set():
+    dataset = data.load("digits")
+    later = images.since(dataset, 100)
+    assert (len(later), later.mean) == (len(dataset) - 100, dataset.mean)
+    np.testing.assert_array_equal(later.take([0, 7])[0], dataset.take([100, 107])[0])
+    assert [later.label(index) for index in range(3)] == [dataset.label(100 + index) for index in range(3)]
+
+
+def test_gradinversion_ablation_has_both_answers_of_each_variant(tmp_path):
+    rows = gradinversion_ablation.main(gradinversion_ablation.Options(scale="seconds", out=tmp_path))
+    assert kept(tmp_path, "gradinversion_ablation") == json.loads(json.dumps(rows))
+    expected = [
+        (variant.name, variant.statistics, answer)
+        for variant in gradinversion_ablation.variants("received")
+        for answer in ("best", "consensus")
+    ]
+    assert [(row["variant"], row["statistics"], row["answer"]) for row in rows] == expected
+    # Each variant, and each kind of statistics, is another run.
+    best = [row["loss"][0][0] for row in rows if row["answer"] == "best"]
+    assert len({*best[:6]}) == 6
+    for row in rows:
+        assert {"setting", "settings", "num_steps", "seconds", "commit"} <= set(row)
+        assert np.shape(row["psnr"]) == (1, 1, 2)
+    paper = [row["paper"]["psnr"] for row in rows if "paper" in row]
+    assert paper == [10.753, 12.058, 12.524, 12.929]
+    judged = dict(gradinversion_ablation.COMPARISON.judge(rows))
+    assert len(judged) == 8
+    assert None not in judged.values()
+
+
+def test_gradinversion_ablation_needs_weights_for_a_trained_network(tmp_path):
+    options = gradinversion_ablation.Options(setting="A", out=tmp_path)
+    with pytest.raises(ValueError, match="weights_dir=None: setting A needs cifar10_resnet20.safetensors"):
+        gradinversion_ablation.main(options)
+    with pytest.raises(ValueError, match="unknown setting 'C'"):
+        gradinversion_ablation.main(gradinversion_ablation.Options(setting="C", out=tmp_path))
+
+
+def test_recursion_has_a_reason_where_it_refuses(tmp_path):
+    rows = recursion.main(recursion.Options(scale="seconds", out=tmp_path))
+    assert kept(tmp_path, "recursion") == json.loads(json.dumps(rows))
+    found = {(row["network"], row["attack"]): row for row in rows}
+    refused = found.pop(("mlp, relu", "rgap"))
+    assert refused["reason"].startswith("rgap: what follows ['params']['dense1']['kernel'] cannot be inverted")
+    assert "psnr_median" not in refused
+    for (network, _), row in found.items():
+        assert row["psnr_median"] > 60
+        assert row["first_image"] == 100
+        assert (row["seconds_alone"] is None) == (network != "mlp")
+        assert 0 < row["seconds_lanes"] < 10
+        assert row["label_correct"] == 1
+    first, second = found["mlp", "rgap"]["rank"]
+    assert (first["name"], first["unknowns"], first["is_determined"]) == ("dense1", 64, True)
+    assert (second["name"], second["unknowns"], second["is_determined"]) == ("dense2", 16, True)
+
+
+def test_recursion_by_a_row_that_falls_short():
+    layers = [{"is_determined": True, "determined": 1.0, "name": "a"}, {"is_determined": False, "determined": 0.5}]
+    row = {"network": "cnn6", "attack": "rgap", "rank": layers, "psnr_median": 39.0, "seconds_lanes": 1.0}
+    judged = dict(recursion.COMPARISON.judge([{**row, "seconds_alone": 11.0}]))
+    assert not judged["R-GAP on cnn6: the median PSNR is 40 dB or more"]
+    assert not judged["R-GAP on cnn6: at most 10 s an image, as lanes and alone"]
+    assert not judged["rank analysis: every layer of cnn6 is determined"]
+    assert judged["cnn6-d: COPA is above R-GAP"] is None
+
+
+def test_a_part_that_selects_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="only='nothing'"):
+        recursion.main(recursion.Options(scale="seconds", out=tmp_path, only="nothing"))
+    with pytest.raises(ValueError, match="unknown attack 'rgapp'"):
+        recursion.main(recursion.Options(scale="seconds", out=tmp_path, attack="rgapp"))
