@@ -16,6 +16,9 @@ ROWS = [
 
 def figures(row):
     """What the page has to say of a row, as it is written there."""
+    if "reason" in row:
+        # What an attack cannot do, by its name.
+        return [row["attack"]]
     if "effective_entries" in row:
         return [f"{row['effective_entries']:.4g}"]
     if "overlap" in row:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxleak.experiments import data
-from jaxleak.experiments.studies import gradinversion_ablation, recursion, survey_recursive
+from jaxleak.experiments.studies import gradinversion_ablation, recursion, survey_figs_3_4, survey_recursive
 from jaxleak.experiments.studies.support import images
 
 
@@ -105,3 +105,40 @@ def test_recursive_attacks_leak_until_they_are_defended(tmp_path):
     assert len(survey_recursive.main(only)) == 9
     with pytest.raises(ValueError, match="unknown model 'lenet'"):
         survey_recursive.main(survey_recursive.Options(scale="seconds", out=tmp_path, model="lenet"))
+
+
+def test_images_of_two_classes():
+    dataset = data.load("digits")
+    two = images.of_classes(dataset, count=3)
+    x, y = two.take(range(6))
+    assert len(two) == 6
+    assert sorted(np.bincount(y)[np.bincount(y) > 0]) == [3, 3]
+    assert (x[0] == dataset.take([0])[0][0]).all()
+    with pytest.raises(ValueError, match="digits: fewer than 1000 images of 2 classes"):
+        images.of_classes(dataset, count=1000)
+
+
+def test_the_survey_has_every_attack_or_its_reason(tmp_path):
+    rows = survey_figs_3_4.main(survey_figs_3_4.Options(scale="seconds", out=tmp_path))
+    assert kept(tmp_path, "survey_figs_3_4") == json.loads(json.dumps(rows))
+    cells = {(row["figure"], row["attack"]): row for row in rows}
+    assert len(cells) == len(rows) == 2 * len(survey_figs_3_4.NAMES) + 1
+    refused = {cell: row["reason"] for cell, row in cells.items() if "reason" in row}
+    assert set(refused) == {("fig_3", attack) for attack in ("idlg", "rgap", "copa")}
+    for attack in ("rgap", "copa"):
+        assert refused["fig_3", attack].startswith(f"{attack}: shape=(4, 8, 8, 1): recursion rebuilds one example")
+    for cell, row in cells.items():
+        if cell not in refused:
+            assert row["batch_size"] == (1 if cell[0] == "fig_4" else 4)
+            assert {"psnr_median", "ssim_median", "statuses", "num_steps", "seconds", "image"} <= set(row)
+    picture = tmp_path / "survey_figs_3_4-seconds.png"
+    assert picture.read_bytes() == survey_figs_3_4.picture([row for row in rows if row["figure"] == "fig_4"])
+    judged = dict(survey_figs_3_4.COMPARISON.judge(rows))
+    assert judged["mlp, digits: iDLG's label is right in all lanes"]
+    assert judged["R-GAP refuses batches"]
+    assert judged["COPA refuses batches"]
+    piece = survey_figs_3_4.Options(scale="seconds", out=tmp_path, attack="rgap", figure="fig_4")
+    assert len(survey_figs_3_4.main(piece)) == len(rows)
+    for kind in ("attack", "data", "model", "figure"):
+        with pytest.raises(ValueError, match=f"unknown {kind} 'x'"):
+            survey_figs_3_4.main(survey_figs_3_4.Options(scale="seconds", out=tmp_path, **{kind: "x"}))

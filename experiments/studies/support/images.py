@@ -21,3 +21,38 @@ def since(dataset: Dataset, first: int) -> Dataset:
         # Of all images, not of what is left.
         statistics=(dataset.mean, dataset.stddev),
     )
+
+
+def of_classes(dataset: Dataset, *, count: int, classes: int = 2) -> Dataset:
+    """The first images of the classes that come first.
+
+    Args:
+      dataset: what to choose from.
+      count: images of each class.
+      classes: how many.
+
+    Returns:
+      As many images, in the order of the data set; of all classes in their numbering.
+
+    Raises:
+      ValueError: there are not that many.
+    """
+    chosen: dict[int, list[int]] = {}
+    for index in range(len(dataset)):
+        label = dataset.label(index)
+        if label in chosen or len(chosen) < classes:
+            own = chosen.setdefault(label, [])
+            if len(own) < count:
+                own.append(index)
+        if len(chosen) == classes and all(len(own) == count for own in chosen.values()):
+            break
+    else:
+        raise ValueError(f"{dataset.name}: fewer than {count} images of {classes} classes")
+    indices = sorted(index for own in chosen.values() for index in own)
+    return dataclasses.replace(
+        dataset,
+        size=len(indices),
+        read=lambda index: dataset.read(indices[index]),
+        label=lambda index: dataset.label(indices[index]),
+        statistics=(dataset.mean, dataset.stddev),
+    )
