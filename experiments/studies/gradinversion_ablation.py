@@ -15,8 +15,8 @@ Command: python -m jaxleak.experiments.studies.gradinversion_ablation --data-dir
 Time: see `seconds` in the rows, of each cell its share of a program.
 Expect: the paper's order, if its terms matter at so few steps; the consensus of seeds above the best of them.
 
-All variants have 8 seeds, the same seeds and noise, and the same program, in which a term that is left out has the
-weight zero: they cost the same but for the registration. Each run gives two answers: "best", the seed of the lowest
+All variants have 8 seeds, the same seeds and noise. Those without registration share a program, in which a term that is
+left out has the weight zero, so that they cost the same. Each run gives two answers: "best", the seed of the lowest
 matching loss, and "consensus", the mean of the seeds, where images are registered of shifted ones. Of seeds that do not
 know of each other (group 0) the consensus is a control: what a mean gains by itself.
 """
