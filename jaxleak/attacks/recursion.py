@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxleak import chains, distances, equations, validate, variables
 from jaxleak import labels as labels_
@@ -20,7 +21,7 @@ from jaxleak.observe import Observe, as_observe
 PyTree = Any
 
 # Norms of features that are tried where the classifier has no bias, and how finely.
-_LOG_NORMS = jnp.linspace(-5.0, 6.0, 2201)
+_LOG_NORMS = np.linspace(-5.0, 6.0, 2201)
 _GOLDEN_STEPS = 80
 
 # What is nearer than this to the value of a flat part, as a share of the largest value, is taken to be on it.

@@ -57,7 +57,8 @@ def test_a_run(scenario, truth, name, model):
         model, defended = "chain", ""
     case, other = scenario(model, defended=bool(defended)), scenario(model, defended=True)
     # CPL is at the match of a small network after the twenty evaluations of its first step.
-    attack = make(name, case, **({"evaluations": 2} if name == "cpl" else {}))
+    of_attack = {"cpl": {"evaluations": 2}, **{key: {"num_steps": 500} for key in RECURSIVE}}
+    attack = make(name, case, **of_attack.get(name, {}))
     before, keys = compiled(), jax.random.split(jax.random.key(0), 2)
     result = jl.run(attack, case.leak, keys)
     assert compiled() - before == 3

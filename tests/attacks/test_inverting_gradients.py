@@ -88,18 +88,25 @@ def test_a_variant_is_its_settings_and_arguments_override_them(parts, variant):
     assert (sizes[-1] < 0.01 * sizes[0]) == settings["decay"]
     latent = jnp.arange(72.0).reshape(1, 6, 6, 2)
     expected = settings["total_variation"] * float(jl.priors.total_variation(latent))
-    np.testing.assert_allclose(found["prior"](latent, None), expected, rtol=1e-6)
+    np.testing.assert_allclose(found["prior"].apply(latent, None, None, None), expected, rtol=1e-6)
     assert found["distance"] is jl.distances.cosine
     assert found["weights"] is None
     overridden = parts(variant=variant, num_steps=10, learning_rate=0.7, decay=False, total_variation=2.0, box=False)
     np.testing.assert_allclose(step_sizes(overridden["optimizer"], 10), 0.7, rtol=1e-3)
-    np.testing.assert_allclose(overridden["prior"](latent, None), 2.0 * jl.priors.total_variation(latent), rtol=1e-6)
+    np.testing.assert_allclose(
+        overridden["prior"].apply(latent, None, None, None), 2.0 * jl.priors.total_variation(latent), rtol=1e-6
+    )
     np.testing.assert_array_equal(overridden["generator"].project(100 * latent), 100 * latent)
 
 
 def test_zero_overrides_a_variant_too(parts):
     assert (
-        float(parts(variant="paper", total_variation=0.0)["prior"](jnp.arange(72.0).reshape(1, 6, 6, 2), None)) == 0.0
+        float(
+            parts(variant="paper", total_variation=0.0)["prior"].apply(
+                jnp.arange(72.0).reshape(1, 6, 6, 2), None, None, None
+            )
+        )
+        == 0.0
     )
 
 

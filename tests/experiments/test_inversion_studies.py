@@ -67,7 +67,7 @@ def test_recursion_has_a_reason_where_it_refuses(tmp_path):
         assert row["label_correct"] == 1
     first, second = found["mlp", "rgap"]["rank"]
     assert (first["name"], first["unknowns"], first["is_determined"]) == ("dense1", 64, True)
-    assert (second["name"], second["unknowns"], second["is_determined"]) == ("dense2", 16, True)
+    assert (second["name"], second["unknowns"], second["is_determined"]) == ("linear", 16, True)
 
 
 def test_recursion_by_a_row_that_falls_short():
