@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxleak import autodiff, distances, equations, priors, validate
+from jaxleak import autodiff, distances, equations, priors, validate, variables
 from jaxleak.attacks.matching import Labels
 from jaxleak.attacks.recursion import Place, recursive
 from jaxleak.base import Attack
+from jaxleak.draws import draw
 from jaxleak.equations import Equations
 from jaxleak.labels import row_norm
 
@@ -19,6 +20,9 @@ _DETERMINED = 1 - 1e-7
 
 # Differences of neighbours below this share of the root mean square count by their square.
 _SMALL = 1e-2
+
+# The standard deviation of the noise that Adam starts from.
+_START = 1e-2
 
 # Where a bend is not monotone: the weights of what comes after it, of the gradient, and of total variation, for the
 # first layer, the second, and all others; those of the authors' program.
@@ -142,10 +146,11 @@ def _smoothest(system: Equations, start: jax.Array, weight: Any, reweightings: i
 
 
 def _descend(place: Place, num_steps: int, learning_rate: Any) -> jax.Array:
-    """The input of a stage whose bend is not monotone, by Adam from zero."""
+    """The input of a stage whose bend is not monotone, by Adam from near zero."""
     chain, stage, params = place.chain, place.stage, place.params
     forward, cosine, total_variation = _WEIGHTS[min(stage, len(_WEIGHTS) - 1)]
-    leaves, structure = jax.tree.flatten(params)
+    trainable, state_of_model = variables.split(params)
+    leaves, structure = jax.tree.flatten(trainable)
     used = chain.leaves(stage)
     adam = optax.adam(learning_rate)
 
@@ -153,7 +158,7 @@ def _descend(place: Place, num_steps: int, learning_rate: Any) -> jax.Array:
         full = list(leaves)
         for leaf, array in zip(used, own, strict=True):
             full[leaf] = array
-        return chain.rest(stage, jax.tree.unflatten(structure, full), u, place.y)
+        return chain.rest(stage, variables.merge(jax.tree.unflatten(structure, full), state_of_model), u, place.y)
 
     gradient = autodiff.gradient(loss)
 
@@ -170,5 +175,8 @@ def _descend(place: Place, num_steps: int, learning_rate: Any) -> jax.Array:
         updates, state = adam.update(jax.grad(objective)(u), state)
         return optax.apply_updates(u, updates), state
 
-    start = jnp.zeros(chain.shape(stage), place.v.dtype)
+    # Not zero itself: without biases a network has no derivative there. Drawn in JAX's default type, see `recovered`.
+    with jax.enable_x64(False):
+        noise = draw(jax.random.normal, place.key, chain.shape(stage))
+    start = _START * noise.astype(place.v.dtype)
     return jax.lax.fori_loop(0, num_steps, again, (start, adam.init(start)))[0]

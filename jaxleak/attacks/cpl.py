@@ -49,9 +49,8 @@ def cpl(
       num_steps: iterations of `evaluations` of L-BFGS each; 300, as `dlg`.
       labels: by iDLG for one example. The paper's batches are of one class or two, so for more they are counted, by
         ALR, which is for models that are not trained; ZLR finds no class twice.
-      alpha: the weight of the term. It is ours, the paper's not being known to us. Over eight photographs, a LeNet and
-        one seed each, the median PSNR was 30, 29, 30, 24, 29, 29 and 21 dB at 0, 1e-4, 1e-3, 1e-2, 0.1, 1 and 10: up
-        to 1 it made no difference that so few runs can tell, at 10 it stood in the way of the match.
+      alpha: the weight of the term. It is ours, the paper's not being known to us: tried by hand on a LeNet, where
+        much larger ones stood in the way of the match.
       start: "patterned", "random", "dark", "light", "red", "green", "blue" or "normal", see
         `jaxleak.generators.pixels`. From a single color all seeds are the same run, and a restart repeats it.
       learning_rate: of L-BFGS; this and the next two as for `dlg`.

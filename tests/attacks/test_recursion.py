@@ -196,6 +196,21 @@ def test_copa_descends_through_pooling_by_maxima():
     assert not rank.is_determined
 
 
+def test_copa_descends_where_statistics_stand_among_the_parameters():
+    """Running statistics come before the parameters in flax's dict; leaves of the update count the parameters alone."""
+
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(use_running_average=True)(nn.Conv(4, (3, 3))(x))
+            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+            return nn.Dense(NUM_CLASSES)(x.reshape(len(x), -1))
+
+    case = make(Normalised())
+    few, many = (solve("copa", None, case, descent_steps=steps)[0] for steps in (20, 500))
+    assert many.loss < few.loss
+
+
 def test_settings_are_lanes():
     """Numbers of an attack may be traced: of two weights, the one that is zero leaves the least norm."""
     observe, leak, truth = make(Narrow())
