@@ -107,8 +107,8 @@ SCALES: dict[str, dict[str, Setting]] = {
         "A": Setting("photos", "convnet", {"width": 1}, False, 2, 1, 2, 4, "received"),
     },
     "minutes": {
-        "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 100, "received"),
-        "B": Setting("imagenet_sample", "resnet18", _IMAGENET, False, 1, 4, 8, 100, "exact"),
+        "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 800, "received"),
+        "B": Setting("imagenet_sample", "resnet18", _IMAGENET, False, 1, 4, 8, 800, "exact"),
     },
     "paper": {
         "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 20_000, "received"),
