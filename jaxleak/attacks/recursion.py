@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import custom_batching
+from jax.extend import core
 
 from jaxleak import chains, distances, equations, validate, variables
 from jaxleak import labels as labels_
@@ -135,10 +137,13 @@ def recursive(
         labels = jnp.asarray(labels)
         validate.labels("labels", labels, num_examples=1, num_classes=num_classes)
 
+    def walk(key: jax.Array, leak: Leak, y: jax.Array) -> jax.Array:
+        with jax.enable_x64(True):
+            return _walk(observe, leak, shape, num_classes, y, key, solve, check).astype(jnp.float32)
+
     def init(key: jax.Array, leak: Leak) -> RecursionState:
         y = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
-        with jax.enable_x64(True):
-            x = _walk(observe, leak, shape, num_classes, y, key, solve, check).astype(jnp.float32)
+        x = _one_after_another(walk, key, leak, y)
         sound = jnp.all(jnp.isfinite(x))
         # An image beyond all bounds is none either; its square would not be finite.
         x = jnp.clip(jnp.where(sound, x, 0.0), 0.0, 1.0)
@@ -159,6 +164,24 @@ def recursive(
         return Result(Batch(state.x, state.labels), state.loss, state.status)
 
     return Attack(init, step, reconstruct, int(num_steps), observe, shape, int(num_classes), name)
+
+
+def _one_after_another(walk: Callable[..., jax.Array], *args: PyTree) -> jax.Array:
+    """On a CPU lanes take turns: together, each would iterate as long as the slowest, and take both ways at a fork.
+
+    On accelerators, which have room for all of them, they stay together.
+    """
+    if jax.default_backend() != "cpu":
+        return walk(*args)
+    # As a program, since what the function closes over may be lanes too: settings are.
+    with jax.enable_x64(True):
+        closed = jax.make_jaxpr(walk)(*args)
+
+    def evaluate(consts: list[Any], leaves: list[Any]) -> jax.Array:
+        with jax.enable_x64(True):
+            return core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(*leaves)[0]
+
+    return custom_batching.sequential_vmap(evaluate)(closed.consts, jax.tree.leaves(args))
 
 
 def _walk(
