@@ -1,5 +1,7 @@
 """GradInversion: its objective term by term against plain formulas, its group against seeds apart, its statistics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +63,13 @@ def batch_norm(case, leak, x):
     )
 
 
+@functools.cache
+def gradient(loss_fn):
+    return jax.jit(jax.grad(loss_fn))
+
+
 def distance(case, leak, x, y, squared=False):
-    update = jax.grad(case.loss_fn)(leak.params, jl.Batch(x, y))["params"]
+    update = gradient(case.loss_fn)(leak.params, jl.Batch(x, y))["params"]
     norms = [norm(a - b) for a, b in zip(*map(jax.tree.leaves, (update, leak.update["params"])), strict=True)]
     return sum(one**2 for one in norms) if squared else sum(norms)
 
@@ -75,13 +82,19 @@ TERMS = {
 }
 
 
+def at(attack, leak, latents):
+    """The state of an attack whose seeds stand there."""
+    state = jax.jit(attack.init)(KEY, leak)
+    return state._replace(
+        seeds=state.seeds._replace(candidate=state.seeds.candidate._replace(latent=jnp.asarray(latents)))
+    )
+
+
 def direction(case, leak, latents, **settings):
     """The derivative that the optimizer gets, from what plain Adam remembers after its first step."""
     attack = make(case, num_seeds=len(latents), labels=case.truth.y, **{**PLAIN, "gradient": 0.0, **settings})
-    state = attack.init(KEY, leak)
-    candidate = state.seeds.candidate._replace(latent=jnp.asarray(latents))
-    state = state._replace(seeds=state.seeds._replace(candidate=candidate))
-    return np.asarray(jax.jit(attack.step)(KEY, state, leak).seeds.optimizer[0].mu.latent) / 0.1
+    state = at(attack, leak, latents)
+    return jax.jit(attack.step)(KEY, state, leak).seeds.optimizer[0].mu.latent / 0.1
 
 
 @pytest.fixture
@@ -113,15 +126,17 @@ def test_every_term_is_the_plain_formula(small, term):
 def test_the_squared_form_is_the_sum_of_squares(small):
     case, leak, _ = small
     attack = make(case, labels=case.truth.y, squared=True, **PLAIN)
-    result = attack.reconstruct(attack.init(KEY, leak), leak)
+    result = jax.jit(attack.reconstruct)(jax.jit(attack.init)(KEY, leak), leak)
     np.testing.assert_allclose(result.loss, distance(case, leak, result.batch.x, case.truth.y, True), rtol=1e-5)
 
 
 def test_terms_add_up(small):
     case, leak, latents = small
     weights = {"gradient": 0.5, "total_variation": 0.3, "l2": 0.2, "batch_norm": 0.7}
-    together = direction(case, leak, latents, **weights)
-    apart = sum(direction(case, leak, latents, **{name: weight}) for name, weight in weights.items())
+    # One program for all of them.
+    traced = jax.jit(lambda weights: direction(case, leak, latents, **weights))
+    apart = sum(traced({**dict.fromkeys(weights, 0.0), name: weight}) for name, weight in weights.items())
+    together = traced(weights)
     np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-8)
 
 
@@ -157,13 +172,6 @@ def tiny_case():
     truth = jl.Batch(jnp.full((1, 32, 32, 3), 0.3), jnp.array([1]))
     params = jnp.eye(3)
     return observe, jl.Leak(params, observe(params, truth))
-
-
-def at(attack, leak, latents):
-    state = attack.init(KEY, leak)
-    return state._replace(
-        seeds=state.seeds._replace(candidate=state.seeds.candidate._replace(latent=jnp.asarray(latents)))
-    )
 
 
 def test_registered_seeds_agree_on_the_shifted_image():
@@ -236,12 +244,12 @@ def test_without_agreement_seeds_are_as_apart(scenario):
     together, alone = (make(case, num_seeds=count, group=0.0, langevin=0.0) for count in (3, 1))
     state = jax.jit(together.init)(KEY, case.leak)
     new, step = jax.jit(together.step)(KEY, state, case.leak), jax.jit(alone.step)
-    losses = []
+    losses, reconstruct = [], jax.jit(alone.reconstruct)
     for i in range(3):
         moved = step(KEY, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], state), case.leak)
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b[0], rtol=1e-4, atol=1e-5), new, moved)
-        losses.append(float(alone.reconstruct(moved, case.leak).loss))
-    result = together.reconstruct(new, case.leak)
+        losses.append(float(reconstruct(moved, case.leak).loss))
+    result = jax.jit(together.reconstruct)(new, case.leak)
     np.testing.assert_allclose(result.loss, min(losses), rtol=1e-4)
     np.testing.assert_allclose(new.loss, np.min(new.seeds.loss))
     weighted = make(case, num_seeds=3, group=1.0, langevin=0.0)
