@@ -11,8 +11,9 @@ images. The ladder goes on from the paper's, "received", in A; the running stati
 nothing, so in B it goes on from "exact". Registration starts after a quarter of the steps and comes 10 times in the
 rest, at any number of steps. LPIPS is not measured.
 Command: python -m jaxleak.experiments.studies.gradinversion_ablation --data-dir FOLDER --weights-dir FOLDER
-  `--setting A` and `--setting B` run one of them; rows of the other stay. A needs `cifar10_resnet20.safetensors`.
-Time: see `seconds` in the rows, of each cell its share of a program.
+  `--setting A` and `--setting B` run one of them, `--only received` the variants with that in their name or their
+  statistics; rows of others stay. A needs `cifar10_resnet20.safetensors`.
+Time: see `seconds` in the rows; the first variant of a program compiles it.
 Expect: the paper's order, if its terms matter at so few steps; the consensus of seeds above the best of them.
 
 All variants have 8 seeds, the same seeds and noise. Those without registration share a program, in which a term that is
@@ -25,7 +26,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,7 @@ from jaxleak.names import lookup
 
 WEIGHTS = "cifar10_resnet20.safetensors"
 ANSWERS = ("best", "consensus")
+TERMS = ("total_variation", "l2", "batch_norm", "group")
 STATISTICS = ("exact", "received", "proxy")
 # How many images the statistics "proxy" are of.
 PROXIES = 64
@@ -107,8 +109,8 @@ SCALES: dict[str, dict[str, Setting]] = {
         "A": Setting("photos", "convnet", {"width": 1}, False, 2, 1, 2, 4, "received"),
     },
     "minutes": {
-        "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 800, "received"),
-        "B": Setting("imagenet_sample", "resnet18", _IMAGENET, False, 1, 4, 8, 800, "exact"),
+        "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 300, "received"),
+        "B": Setting("imagenet_sample", "resnet18", _IMAGENET, False, 1, 4, 8, 300, "exact"),
     },
     "paper": {
         "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 20_000, "received"),
@@ -123,10 +125,12 @@ class Options(study.Options):
 
     Attributes:
       setting: run this one alone, A or B; all by default.
+      only: run the variants that have this in their name or in that of their statistics.
       weights_dir: folder with `cifar10_resnet20.safetensors`; without it a setting that needs it is left out.
     """
 
     setting: str = ""
+    only: str = ""
     weights_dir: pathlib.Path | None = None
 
 
@@ -194,12 +198,18 @@ def main(options: Options) -> list[dict]:
     settings = SCALES[options.scale]
     if options.setting:
         lookup("setting", options.setting, settings)
-    cells = []
-    for name, setting in settings.items():
-        if options.setting in ("", name) and (options.weights_dir is not None or not setting.trained):
-            cells += [functools.partial(_part, name, setting, registered, options) for registered in (False, True)]
+    cells = [
+        functools.partial(_cell, name, variant, options)
+        for name, setting in settings.items()
+        if options.setting in ("", name) and (options.weights_dir is not None or not setting.trained)
+        for variant in variants(setting.statistics)
+        if options.only in f"{variant.name}, {variant.statistics}"
+    ]
     if not cells:
-        raise ValueError(f"weights_dir=None: setting {options.setting} needs {WEIGHTS}")
+        raise ValueError(
+            f"only={options.only!r}, weights_dir={options.weights_dir}: nothing is left: expected a part of the name "
+            f"or the statistics of a variant, and the folder of {WEIGHTS} for the setting A"
+        )
     return study.collect("gradinversion_ablation", options, cells, identity=IDENTITY, line=_line)
 
 
@@ -264,18 +274,19 @@ def _statistics(prepared: scenario.Scenario, setting: Setting, options: Options)
     }
 
 
-def _part(name: str, setting: Setting, registered: bool, options: Options) -> list[dict[str, Any]]:
-    """The variants that one program serves, both answers of each."""
+@functools.lru_cache(maxsize=1)
+def _given(setting_name: str, options: Options) -> tuple[scenario.Scenario, dict[str, Any]]:
+    """What is attacked, and all kinds of statistics."""
+    setting = SCALES[options.scale][setting_name]
     prepared = _prepare(setting, options)
-    own = [variant for variant in variants(setting.statistics) if variant.registered == registered]
-    known = _statistics(prepared, setting, options)
-    # What the attacker compares with is data, so that one program serves all kinds of it.
-    granted = [known[variant.statistics or "exact"] for variant in own]
-    stacked = [(prepared.leaks.update, prepared.leaks.labels, one) for one in granted]
-    update, y, statistics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stacked)
-    leaks = dataclasses.replace(prepared.leaks, update=update, labels=y, statistics=statistics)
-    names = ("total_variation", "l2", "batch_norm", "group")
-    weights = {key: jnp.array([variant.weights.get(key, 0.0) for variant in own]) for key in names}
+    return prepared, _statistics(prepared, setting, options)
+
+
+@functools.lru_cache(maxsize=1)
+def _built(setting_name: str, registered: bool, options: Options) -> Callable[[Mapping[str, Any]], jl.Attack]:
+    """From the weights of the terms to the attack with both answers: one function, so one program."""
+    setting = SCALES[options.scale][setting_name]
+    prepared, _ = _given(setting_name, options)
     # Ten registrations in the three quarters of the steps that have them.
     every = max(1, (setting.num_steps - setting.num_steps // 4) // 10)
 
@@ -289,6 +300,7 @@ def _part(name: str, setting: Setting, registered: bool, options: Options) -> li
                 num_seeds=setting.num_seeds,
                 registered=registered,
                 register_every=every,
+                # What the attacker compares with is data, so that one program serves all kinds of it.
                 statistics="exact",
                 answer=answer,
                 **prepared.statistics,
@@ -303,22 +315,30 @@ def _part(name: str, setting: Setting, registered: bool, options: Options) -> li
 
         return dataclasses.replace(answers[0], reconstruct=reconstruct)
 
+    return built
+
+
+def _cell(name: str, variant: Variant, options: Options) -> list[dict[str, Any]]:
+    """Both answers of a variant."""
+    setting = SCALES[options.scale][name]
+    prepared, known = _given(name, options)
+    built = _built(name, variant.registered, options)
+    leaks = dataclasses.replace(prepared.leaks, statistics=known[variant.statistics or "exact"])
+    weights = {key: jnp.array([variant.weights.get(key, 0.0)]) for key in TERMS}
     keys = jax.random.split(jax.random.key(1), (1, 1))
     started = time.perf_counter()
-    result = jax.block_until_ready(jl.run(built, leaks, keys, settings=weights, num_slots=1))
-    seconds = (time.perf_counter() - started) / len(own)
+    result = jax.block_until_ready(jl.run(built, leaks, keys, settings=weights, progress=True))
+    seconds = time.perf_counter() - started
     return [
-        _row(name, setting, prepared, variant, answer, _answer(result, i, j), seconds)
-        for i, variant in enumerate(own)
-        for j, answer in enumerate(ANSWERS)
+        _row(name, setting, prepared, variant, answer, _answer(result, j), seconds) for j, answer in enumerate(ANSWERS)
     ]
 
 
-def _answer(result: jl.Result, variant: int, answer: int) -> jl.Result:
-    """One answer of one variant, with lanes [1, 1]."""
+def _answer(result: jl.Result, answer: int) -> jl.Result:
+    """One of the answers of a run of one setting, with lanes [1, 1]."""
     found = jl.Result(result.batch, result.loss, result.status)
-    own = jax.tree.map(lambda leaf: leaf[variant, :, :, answer], found)
-    return own._replace(trace=jax.tree.map(lambda leaf: leaf[variant], result.trace))
+    own = jax.tree.map(lambda leaf: leaf[0, :, :, answer], found)
+    return own._replace(trace=jax.tree.map(lambda leaf: leaf[0], result.trace))
 
 
 def _row(
@@ -338,7 +358,7 @@ def _row(
         "variant": variant.name,
         "statistics": variant.statistics,
         "answer": answer,
-        "settings": {**dict.fromkeys(("total_variation", "l2", "batch_norm", "group"), 0.0), **variant.weights},
+        "settings": {**dict.fromkeys(TERMS, 0.0), **variant.weights},
         "model": setting.model + (", trained" if setting.trained else ""),
         "dataset": prepared.dataset.name,
         "shape": list(prepared.shape),

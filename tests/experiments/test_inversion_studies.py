@@ -46,8 +46,11 @@ def test_gradinversion_ablation_has_both_answers_of_each_variant(tmp_path):
 
 def test_gradinversion_ablation_needs_weights_for_a_trained_network(tmp_path):
     options = gradinversion_ablation.Options(setting="A", out=tmp_path)
-    with pytest.raises(ValueError, match="weights_dir=None: setting A needs cifar10_resnet20.safetensors"):
+    with pytest.raises(ValueError, match=r"weights_dir=None: nothing is left: .* folder of cifar10_resnet20.safetens"):
         gradinversion_ablation.main(options)
+    unknown = gradinversion_ablation.Options(scale="seconds", only="batch_norm", out=tmp_path)
+    with pytest.raises(ValueError, match="only='batch_norm', weights_dir=None: nothing is left"):
+        gradinversion_ablation.main(unknown)
     with pytest.raises(ValueError, match="unknown setting 'C'"):
         gradinversion_ablation.main(gradinversion_ablation.Options(setting="C", out=tmp_path))
 
