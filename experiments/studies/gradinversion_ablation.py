@@ -110,7 +110,7 @@ SCALES: dict[str, dict[str, Setting]] = {
     },
     "minutes": {
         "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 300, "received"),
-        "B": Setting("imagenet_sample", "resnet18", _IMAGENET, False, 1, 4, 8, 300, "exact"),
+        "B": Setting("imagenet_sample", "resnet18", _IMAGENET, False, 1, 4, 8, 200, "exact"),
     },
     "paper": {
         "A": Setting("cifar10", "resnet20", {}, True, 8, 1, 8, 20_000, "received"),
