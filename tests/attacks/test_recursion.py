@@ -109,10 +109,8 @@ def test_rgap_in_float64_from_a_float32_leak_loses_little(x64):
     np.testing.assert_allclose(state.x, truth.x, atol=1e-6)
 
 
-def test_many_leaks_are_lanes_of_one_program(truth):
-    del truth
-    model = Chain(bias=False)
-    observe, leak, _ = make(model)
+def test_many_leaks_are_lanes_of_one_program():
+    observe, leak, _ = make(DENSE)
     truths = [jl.Batch(smooth(seed), jnp.array([seed])) for seed in range(3)]
     updates = [observe(leak.params, one) for one in truths]
     leaks = jl.Leak(leak.params, jax.tree.map(lambda *leaves: jnp.stack(leaves), *updates))
