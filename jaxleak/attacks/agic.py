@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxleak import layers, names, validate
 from jaxleak.attacks.inverting_gradients import cosine_matching
-from jaxleak.attacks.matching import Labels
+from jaxleak.attacks.objective import Labels
 from jaxleak.base import Attack, Batch, Leak
 from jaxleak.labels import zlr
 from jaxleak.observe import Observe

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxleak import autodiff, distances, equations, priors, validate, variables
-from jaxleak.attacks.matching import Labels
+from jaxleak.attacks.objective import Labels
 from jaxleak.attacks.recursion import Place, recursive
 from jaxleak.base import Attack
 from jaxleak.draws import draw

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from jaxleak import convolution, distances, generators, losses, validate
 from jaxleak import labels as labels_
-from jaxleak.attacks.matching import Labels, Prior, gradient_matching
+from jaxleak.attacks.matching import gradient_matching
+from jaxleak.attacks.objective import Labels, Prior
 from jaxleak.base import Attack, Batch, Leak
 from jaxleak.lbfgs import lbfgs
 from jaxleak.observe import Observe, as_observe

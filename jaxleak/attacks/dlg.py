@@ -7,7 +7,8 @@ from typing import Any
 import optax
 
 from jaxleak import distances, generators, validate
-from jaxleak.attacks.matching import Labels, gradient_matching
+from jaxleak.attacks.matching import gradient_matching
+from jaxleak.attacks.objective import Labels
 from jaxleak.base import Attack
 from jaxleak.labels import idlg as idlg_label
 from jaxleak.labels import joint

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from jaxleak import distances, generators, priors, validate
-from jaxleak.attacks.matching import Labels, Prior, gradient_matching
+from jaxleak.attacks.matching import gradient_matching
+from jaxleak.attacks.objective import Labels, Prior
 from jaxleak.base import Attack, Batch
 from jaxleak.labels import geng as geng_labels
 from jaxleak.lbfgs import lbfgs

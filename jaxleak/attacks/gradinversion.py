@@ -9,7 +9,8 @@ import optax
 
 from jaxleak import distances, generators, names, normalisations, norms, priors, registration, validate
 from jaxleak.attacks.group import SEEDS, grouped
-from jaxleak.attacks.matching import Labels, Prior, gradient_matching
+from jaxleak.attacks.matching import gradient_matching
+from jaxleak.attacks.objective import Labels, Prior
 from jaxleak.base import Attack, Batch, Leak
 from jaxleak.labels import zlr
 from jaxleak.langevin import add_noise, warmup_cosine
@@ -162,7 +163,8 @@ def gradinversion(
             total += group * norms.l2(latent - agreed)
         return total
 
-    def start(observe: Observe, leak: Leak) -> Memory:
+    def start(observe: Observe, leak: Leak, latent: jax.Array) -> Memory:
+        del latent
         found = None if _is_zero(batch_norm) else targets(observe, leak, statistics, proxy, shape=shape)
         return Memory(found, jnp.zeros((), jnp.int32), jnp.zeros((shape[0], 2), jnp.int32))
 

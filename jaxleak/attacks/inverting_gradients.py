@@ -6,7 +6,8 @@ from typing import Any
 import optax
 
 from jaxleak import distances, generators, names, priors, validate
-from jaxleak.attacks.matching import Labels, Prior, gradient_matching
+from jaxleak.attacks.matching import gradient_matching
+from jaxleak.attacks.objective import Labels, Prior
 from jaxleak.base import Attack
 from jaxleak.labels import inferred
 

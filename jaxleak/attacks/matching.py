@@ -1,58 +1,28 @@
-"""The kernel of every attack that optimises a candidate until its update matches the received one."""
+"""The kernel of every attack that optimises a candidate by derivatives until its update matches the received one."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxleak import distances, validate
-from jaxleak import labels as labels_
-from jaxleak.base import Attack, Batch, Leak, Result, Status
+from jaxleak import validate
+from jaxleak.attacks.objective import (
+    START,
+    Candidate,
+    Known,
+    Labels,
+    Prior,
+    all_finite,
+    objective,
+    select,
+    unknown_loss,
+)
+from jaxleak.base import Attack, Leak, Result, Status
 from jaxleak.generators import Generator
-from jaxleak.observe import as_observe
 
 PyTree = Any
-Labels = jax.Array | np.ndarray | Callable[..., jax.Array]
-
-# Folded into the key of a run for its first candidate; step i folds in i, so no run may have this many steps.
-_START = 2**31 - 1
-
-
-class Candidate(NamedTuple):
-    """What is optimised.
-
-    Attributes:
-      latent: the generator's input.
-      logits: of the labels [n, num_classes], or None where labels are not optimised.
-    """
-
-    latent: PyTree
-    logits: jax.Array | None
-
-
-def _nothing(observe: Any, leak: Leak) -> None:
-    return None
-
-
-def _unchanged(memory: PyTree, latent: PyTree) -> PyTree:
-    return memory
-
-
-class Prior(NamedTuple):
-    """What is minimised beside the distance.
-
-    Attributes:
-      apply: `apply(latent, batch, leak, memory) -> scalar`, weighted as it shall count.
-      init: `init(observe, leak) -> memory`, computed once a run; None by default.
-      update: `update(memory, latent) -> memory`, after every update of the candidate; by default memory stays.
-    """
-
-    apply: Callable[[PyTree, Batch, Leak, PyTree], jax.Array]
-    init: Callable[[Any, Leak], PyTree] = _nothing
-    update: Callable[[PyTree, PyTree], PyTree] = _unchanged
 
 
 class MatchingState(NamedTuple):
@@ -81,6 +51,11 @@ class MatchingState(NamedTuple):
     status: jax.Array
     restarts: jax.Array
     kept: tuple[Candidate, jax.Array] | None
+
+    @property
+    def known(self) -> Known:
+        """What does not change in a step, but for the memory."""
+        return Known(self.labels, self.weights, self.memory)
 
 
 def gradient_matching(
@@ -133,56 +108,36 @@ def gradient_matching(
     Raises:
       ValueError: an argument is out of range; the message names it.
     """
-    observe = as_observe(observe)
-    shape = validate.shape(shape)
-    validate.integer_at_least("num_classes", num_classes, 2)
-    validate.integer_at_least("num_steps", num_steps, 1)
+    goal = objective(
+        observe,
+        name=name,
+        shape=shape,
+        num_classes=num_classes,
+        num_steps=num_steps,
+        labels=labels,
+        distance=distance,
+        generator=generator,
+        prior=prior,
+        distance_weight=distance_weight,
+        weights=weights,
+    )
     validate.integer_at_least("evaluations", evaluations, 1)
     validate.integer_at_least("max_restarts", max_restarts, 0)
-    if not observe.sized and distance not in distances.SCALE_FREE:
-        raise ValueError(
-            f"{name}: learning_rate=None in the observation: this attack compares sizes, and needs the rate; "
-            "those by a cosine do not"
-        )
-    optimise_labels = labels is labels_.joint
     optimizer = optax.with_extra_args_support(optimizer)
-    if not callable(labels):
-        labels = jnp.asarray(labels)
-        validate.labels("labels", labels, num_examples=shape[0], num_classes=num_classes)
-
-    def to_batch(candidate: Candidate, known: jax.Array | None) -> Batch:
-        y = known if candidate.logits is None else jax.nn.softmax(candidate.logits)
-        return Batch(generator.apply(candidate.latent), y)
-
-    def matching_loss(batch: Batch, state: MatchingState, leak: Leak) -> jax.Array:
-        update = observe.public(leak.params, batch)
-        return observe.compare(distance, update, leak.update, state.weights, num_examples=shape[0])
-
-    def objective(candidate: Candidate, state: MatchingState, leak: Leak) -> tuple[jax.Array, jax.Array]:
-        batch = to_batch(candidate, state.labels)
-        loss = matching_loss(batch, state, leak)
-        weighted = loss if validate.is_concrete(distance_weight) and distance_weight == 1 else distance_weight * loss
-        return weighted if prior is None else weighted + prior.apply(candidate.latent, batch, leak, state.memory), loss
 
     def fresh(key: jax.Array) -> tuple[Candidate, optax.OptState]:
-        latent_key, label_key = jax.random.split(key)
-        logits = jax.random.normal(label_key, (shape[0], num_classes)) if optimise_labels else None
-        candidate = Candidate(generator.project(generator.init(latent_key)), logits)
+        candidate = goal.start(key)
         return candidate, optimizer.init(candidate)
 
     def init(key: jax.Array, leak: Leak) -> MatchingState:
-        recovered = None
-        if not optimise_labels:
-            recovered = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
-        candidate, optimizer_state = fresh(jax.random.fold_in(key, _START))
-        # Of the type that a loss has: a number of weak type here would make the driver compile every step twice.
-        unknown = jnp.asarray(jnp.inf, jnp.result_type(*jax.tree.leaves((leak.params, leak.update))))
+        candidate, optimizer_state = fresh(jax.random.fold_in(key, START))
+        known, unknown = goal.know(leak, candidate), unknown_loss(leak)
         return MatchingState(
             candidate=candidate,
             optimizer=optimizer_state,
-            labels=recovered,
-            weights=None if weights is None else weights(observe, leak, shape=shape),
-            memory=None if prior is None else prior.init(observe, leak),
+            labels=known.labels,
+            weights=known.weights,
+            memory=known.memory,
             loss=unknown,
             start=unknown,
             status=jnp.asarray(Status.FINISHED, jnp.int32),
@@ -192,33 +147,32 @@ def gradient_matching(
 
     def update(key: jax.Array, state: MatchingState, leak: Leak) -> tuple[MatchingState, jax.Array]:
         """One update of the candidate, and whether it changed."""
-        (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(state.candidate, state, leak)
+        (_, loss), gradients = jax.value_and_grad(goal, has_aux=True)(state.candidate, state.known, leak)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.candidate, key=key)
         candidate = optax.apply_updates(state.candidate, updates)
         candidate = candidate._replace(latent=generator.project(candidate.latent))
         changed = jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates)]))
         start = jnp.where(jnp.isinf(state.start), loss, state.start)
-        memory = state.memory if prior is None else prior.update(state.memory, candidate.latent)
+        memory = goal.remember(state.memory, candidate)
         new = state._replace(candidate=candidate, optimizer=optimizer_state, memory=memory, loss=loss, start=start)
         return new, changed
 
     def step(key: jax.Array, state: MatchingState, leak: Leak) -> MatchingState:
         # Apart from the keys that a restart derives from the same one.
-        own = jax.random.fold_in(key, _START)
+        own = jax.random.fold_in(key, START)
 
         def again(i, carry):
             new, changed = update(jax.random.fold_in(own, i), carry[0], leak)
             return new, changed, jnp.where(i == 0, new.loss, carry[2])
 
         new, changed, first_loss = jax.lax.fori_loop(0, evaluations, again, (state, jnp.asarray(True), state.loss))
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(new.candidate)]))
-        diverged = ~finite | ~(new.loss <= divergence * new.start) | (state.status == Status.DIVERGED)
+        diverged = ~all_finite(new.candidate) | ~(new.loss <= divergence * new.start) | (state.status == Status.DIVERGED)
         stalled = ~changed & (new.loss > stall * new.start)
         status = jnp.where(changed, Status.FINISHED, jnp.where(stalled, Status.STALLED, Status.CONVERGED))
         # A lane that diverged goes back to its last sound candidate, of which the loss is known.
-        new = _select(diverged, state._replace(loss=first_loss, start=new.start), new)
+        new = select(diverged, state._replace(loss=first_loss, start=new.start), new)
         new = new._replace(status=jnp.where(diverged, Status.DIVERGED, status).astype(jnp.int32))
-        return _select((diverged | stalled) & (new.restarts < max_restarts), restart(key, new), new)
+        return select((diverged | stalled) & (new.restarts < max_restarts), restart(key, new), new)
 
     def restart(key: jax.Array, state: MatchingState) -> MatchingState:
         """The lane from a fresh candidate; what it gives up is kept if it is the best so far."""
@@ -235,32 +189,22 @@ def gradient_matching(
         )
 
     def reconstruct(state: MatchingState, leak: Leak) -> Result:
-        def shown(candidate: Candidate) -> tuple[Batch, jax.Array]:
-            """The batch as it is returned, and the matching loss of exactly this batch."""
-            batch = to_batch(candidate, state.labels)
-            batch = batch._replace(x=jnp.clip(batch.x, 0.0, 1.0))
-            return batch, matching_loss(batch, state, leak)
-
-        batch, loss = shown(state.candidate)
+        batch, loss = goal.shown(state.candidate, state.known, leak)
         sound = jnp.isfinite(loss)
         if divergence < float("inf"):
             sound &= jnp.isfinite(state.start) & (state.loss <= state.start)
         status = jnp.where(sound, state.status, Status.DIVERGED)
         if state.kept is not None:
-            other, other_loss = shown(state.kept[0])
+            other, other_loss = goal.shown(state.kept[0], state.known, leak)
             other_loss = jnp.where(jnp.isfinite(state.kept[1]), other_loss, jnp.inf)
             # Whatever a restart gave up had diverged or stalled.
             status = jnp.where(other_loss < loss, Status.STALLED, status)
             batch, loss = _better((other, other_loss), (batch, loss))
         return Result(batch, loss, status.astype(jnp.int32))
 
-    return Attack(init, step, reconstruct, int(num_steps), observe, shape, int(num_classes), name)
+    return Attack(init, step, reconstruct, goal.num_steps, goal.observe, goal.shape, goal.num_classes, name)
 
 
 def _better(one: tuple[PyTree, jax.Array], other: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
     """Of two things with their losses, the one of the lower; one that is not finite loses."""
-    return _select(~(other[1] <= one[1]), one, other)
-
-
-def _select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+    return select(~(other[1] <= one[1]), one, other)

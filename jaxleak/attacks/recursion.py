@@ -14,7 +14,7 @@ from jax.extend import core
 
 from jaxleak import chains, distances, equations, validate, variables
 from jaxleak import labels as labels_
-from jaxleak.attacks.matching import Labels
+from jaxleak.attacks.objective import Labels
 from jaxleak.base import Attack, Batch, Leak, Result, Status
 from jaxleak.chains import Chain
 from jaxleak.labels.classifier import Classifier, classifier

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxleak import equations, validate
-from jaxleak.attacks.matching import Labels
+from jaxleak.attacks.objective import Labels
 from jaxleak.attacks.recursion import Place, recursive
 from jaxleak.base import Attack
 from jaxleak.chains import Chain
