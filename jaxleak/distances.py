@@ -32,6 +32,17 @@ def squared_l2(update: PyTree, target: PyTree, weights: PyTree | None = None) ->
     return _sum(lambda a, b: jnp.square(a - b), update, target, weights)
 
 
+def squared_l2_over_leaves(update: PyTree, target: PyTree, weights: PyTree | None = None) -> jax.Array:
+    """The sum of squared differences over the number of leaves, as the reference program of Li et al. 2022 has it.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxleak as jl
+      >>> float(jl.distances.squared_l2_over_leaves([jnp.ones(3), jnp.ones(1)], [jnp.zeros(3), jnp.zeros(1)]))
+      2.0
+    """
+    return squared_l2(update, target, weights) / len(jax.tree.leaves(target))
+
+
 def norms(update: PyTree, target: PyTree, weights: PyTree | None = None) -> jax.Array:
     """The sum over the leaves of the L2 norms of their differences, not squared (eq. 3 of Yin et al. 2021).
 

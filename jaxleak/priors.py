@@ -1,9 +1,13 @@
 """What makes an image likely, as penalties on images [n, height, width, channels]. All return a scalar."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jaxleak import norms
+
+PyTree = Any
 
 
 def total_variation(x: jax.Array) -> jax.Array:
@@ -72,3 +76,35 @@ def scale(x: jax.Array) -> jax.Array:
     # The span is replaced where it is zero, and not only the quotient: the derivative runs through both.
     stretched = (x - low) / jnp.where(constant, 1.0, high - low)
     return jnp.where(constant, 0.0, l2(x - stretched))
+
+
+def kl_to_normal(code: jax.Array) -> jax.Array:
+    """The KL divergence from N(m, s^2) to N(0, 1), m and s of the entries of each code, summed over codes.
+
+    It holds the entries of a code together to what a generator was trained on, and no entry by itself.
+
+    Args:
+      code: [n, ...].
+
+    Returns:
+      A scalar: the sum over codes of (m^2 + s^2 - 1 - log s^2) / 2.
+
+    Source: Li et al. 2022; the 1e-10 in the logarithm is that of their program.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxleak as jl
+      >>> float(jl.priors.kl_to_normal(jnp.array([[-1.0, 1.0], [0.0, 2.0]])))
+      0.5
+    """
+    flat = code.reshape(len(code), -1)
+    mean, variance = jnp.mean(flat, axis=1), jnp.var(flat, axis=1)
+    return 0.5 * jnp.sum(jnp.square(mean) + variance - 1 - jnp.log(variance + 1e-10))
+
+
+def distance_from(weights: PyTree, start: PyTree) -> jax.Array:
+    """The L2 norm, not squared, of how far a tree of weights has moved (R(w) of IGIMS, after eq. 8).
+
+    Its derivative at the start is zero.
+    """
+    moved = jax.tree.map(lambda a, b: (a - b).reshape(-1), weights, start)
+    return norms.l2(jnp.concatenate(jax.tree.leaves(moved)))
