@@ -22,6 +22,11 @@ _OF: Mapping[str, tuple[str, ...]] = {
     "gradinversion": ("yin2021see", "yin2020dreaming", "kuglin1975phase"),
     "rgap": ("zhu2021rgap",),
     "copa": ("chen2021understanding",),
+    "gias": ("jeon2021gradient",),
+    "ggl": ("li2022ggl", "hansen2016cma", "lange2022evosax"),
+    "igims": ("fang2024iterative", "hansen2016cma", "lange2022evosax"),
+    "cinet": ("zhang2023generative",),
+    "deep_image_prior": ("ulyanov2018deep",),
     # defenses
     "gaussian_noise": ("ovi2023comprehensive",),
     "laplacian_noise": ("ovi2023comprehensive",),
