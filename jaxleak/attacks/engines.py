@@ -17,9 +17,7 @@ PyTree = Any
 Evaluate = Callable[[PyTree], tuple[jax.Array, jax.Array]]
 
 # Networks trained to search, whose weights evosax keeps as pickles.
-_LEARNED = tuple(
-    getattr(evosax.algorithms, name) for name in ("CMAAnchoredLES", "EvoTF_ES", "LearnedES", "LearnedGA")
-)
+_LEARNED = tuple(getattr(evosax.algorithms, name) for name in ("CMAAnchoredLES", "EvoTF_ES", "LearnedES", "LearnedGA"))
 
 GRADIENT_FREE: dict[str, Callable[..., Any]] = {
     name: algorithm for name, algorithm in evosax.algorithms.algorithms.items() if algorithm not in _LEARNED
@@ -138,7 +136,9 @@ def gradient_free(
     try:
         method = make(population_size=population_size, solution=solution)
     except (AssertionError, TypeError) as error:
-        raise ValueError(f"algorithm={algorithm}, population_size={population_size}: evosax refuses: {error}") from error
+        raise ValueError(
+            f"algorithm={algorithm}, population_size={population_size}: evosax refuses: {error}"
+        ) from error
     by_population = isinstance(method, tuple(evosax.algorithms.population_based_algorithms.values()))
     defaults = method.default_params
     for name in settings or {}:

@@ -63,8 +63,8 @@ def giml(
 ) -> MetaLearning:
     """Gradient inversion to meta-learn: each client's gradient is attacked through the generator, which then follows.
 
-    For every leak, codes and then weights are searched as `jaxleak.attacks.gias` does, from the generator as it is, with
-    one network for all images of the leak. The generator's weights w then take a step of Adam along the mean over leaks
+    For every leak, codes and then weights are searched as `jaxleak.attacks.gias` does, from the generator as it is, one
+    network for all images of the leak. The generator's weights w then take a step of Adam along the mean over leaks
     of the derivative of |w - w_leak|^2, which is 2 (w - w_leak). No image is seen.
 
     Args:
@@ -90,8 +90,8 @@ def giml(
 
     Source: Jeon et al. 2021, "GIML", from its reference implementation.
 
-    Differs from the paper in: a step takes several leaks, as lanes, and follows their mean; the reference takes one, and
-    trains the target a little every 50 of them, which here is up to who gives the leaks.
+    Differs from the paper in: a step takes several leaks, as lanes, and follows their mean; the reference takes one,
+    and trains the target a little every 50 of them, which here is up to who gives the leaks.
     """
     validate.integer_at_least("num_steps", num_steps, 1)
     validate.at_least("meta_learning_rate", meta_learning_rate, 0, exclusive=True)

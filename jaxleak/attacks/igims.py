@@ -42,9 +42,9 @@ def igims(
 ) -> Attack:
     """Iterative gradient inversion on mixed spaces: in each round the codes by CMA-ES, then the weights by Adam.
 
-    A round minimises 1 - cosine + total_variation * TV, over the codes with kl * KL(codes, N(0, 1)) and over the weights
-    with weights_l2 * |w - w0|_2. The next one goes on from there, with `shrink` times the steps, learning rates and first
-    standard deviation of the search.
+    A round minimises 1 - cosine + total_variation * TV, over the codes with kl * KL(codes, N(0, 1)) and over the
+    weights with weights_l2 * |w - w0|_2. The next one goes on from there, with `shrink` times the steps, learning rates
+    and first standard deviation of the search.
 
     One step is a generation of `population_size` gradients of the target in a stage of CMA-ES, and one gradient with
     its derivative in a stage of Adam; all generations of all lanes are one program with those.
@@ -53,11 +53,11 @@ def igims(
       observe: the observation to invert.
       shape: of the images, (n, height, width, channels).
       num_classes: of the labels.
-      num_steps: of all rounds together. By default what three rounds have whose first is 300 generations and 1,000 steps
-        of Adam; other numbers are split in the same proportions.
+      num_steps: of all rounds together. By default what three rounds have whose first is 300 generations and 1,000
+        steps of Adam; other numbers are split in the same proportions.
       labels: by ALR.
-      generator: a network, as `jaxleak.models.load_generator` returns; by default an untrained one, which is the paper's
-        variant "untrained".
+      generator: a network, as `jaxleak.models.load_generator` returns; by default an untrained one, which is the
+        paper's variant "untrained".
       algorithm: of the codes: a name of `jaxleak.attacks.GRADIENT_FREE`, or "adam", the paper's variant IGIMS*.
       rounds: T of Algorithm 1.
       shrink: what a round's steps, rates and first standard deviation are multiplied by in the next.

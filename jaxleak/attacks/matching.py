@@ -166,7 +166,9 @@ def gradient_matching(
             return new, changed, jnp.where(i == 0, new.loss, carry[2])
 
         new, changed, first_loss = jax.lax.fori_loop(0, evaluations, again, (state, jnp.asarray(True), state.loss))
-        diverged = ~all_finite(new.candidate) | ~(new.loss <= divergence * new.start) | (state.status == Status.DIVERGED)
+        diverged = (
+            ~all_finite(new.candidate) | ~(new.loss <= divergence * new.start) | (state.status == Status.DIVERGED)
+        )
         stalled = ~changed & (new.loss > stall * new.start)
         status = jnp.where(changed, Status.FINISHED, jnp.where(stalled, Status.STALLED, Status.CONVERGED))
         # A lane that diverged goes back to its last sound candidate, of which the loss is known.

@@ -53,7 +53,9 @@ class Plan(NamedTuple):
     scale: np.ndarray
 
 
-def plan(num_steps: int, shares: Sequence[float], *, rounds: int = 1, shrink: float = 1.0, decay: str = "steps") -> Plan:
+def plan(
+    num_steps: int, shares: Sequence[float], *, rounds: int = 1, shrink: float = 1.0, decay: str = "steps"
+) -> Plan:
     """Rounds of stages, each round smaller than the last.
 
     Args:

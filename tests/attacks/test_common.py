@@ -37,7 +37,7 @@ BY_NETWORK = {"gias", "ggl", "igims", "cinet", "deep_image_prior"}
 # What makes an attack small enough for all of these tests, and lets the distance rule.
 SMALL = {
     "gradinversion": {"num_seeds": 2, "gradient": 1.0},
-    **{name: PIXELS for name in BY_NETWORK},
+    **dict.fromkeys(BY_NETWORK, PIXELS),
     "ggl": {**PIXELS, "population_size": 16},
     "igims": {**PIXELS, "population_size": 16},
 }

@@ -9,7 +9,7 @@ from jaxleak.generators import Network
 
 
 def pixel_network(image_shape, *, num_classes=None):
-    """Every pixel is its own code, scaled and shifted: x = 0.5 + 0.25 (scale code + shift); a class adds a brightness."""
+    """Every pixel is its own code, scaled and shifted: 0.5 + 0.25 (scale code + shift); a class brightens it."""
     size = math.prod(image_shape)
 
     def init(key):
