@@ -51,6 +51,10 @@ _OF: Mapping[str, tuple[str, ...]] = {
     "fedavg": ("mcmahan2017communication",),
     "fedsgd": ("mcmahan2017communication",),
     "secure_sum": ("bonawitz2017practical",),
+    # metrics and training
+    "lpips": ("zhang2018unreasonable",),
+    "mse_r": ("li2022ggl",),
+    "giml": ("jeon2021gradient",),
 }
 
 
@@ -59,7 +63,7 @@ def cite(*used: Attack | Callable | str) -> str:
 
     Args:
       *used: attacks, functions of `jaxleak.attacks`, `jaxleak.defenses` and `jaxleak.labels`, or their names; and
-        "fedavg", "fedsgd" and "secure_sum".
+        "fedavg", "fedsgd", "secure_sum", "lpips", "mse_r" and "giml".
 
     Returns:
       Entries in the order of their first use, each once; empty where nothing has a paper.

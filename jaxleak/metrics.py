@@ -1,15 +1,38 @@
-"""How near a reconstruction is to the truth: mse, psnr, ssim, label accuracy, and the matching of images.
+"""How near a reconstruction is to the truth: mse, psnr, ssim, lpips, label accuracy, and the matching of images.
 
 Images are NHWC floats in [0, 1]; the truth comes first. Every function is pure jax and works under `jit`, `vmap` and
 `grad`; shapes are checked before anything is computed. Attacks never call these: they see no truth.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import dm_pix
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxleak import layers, perceptual
 from jaxleak.base import Batch
+from jaxleak.defenses.representation import factors
+from jaxleak.perceptual import Lpips, load_lpips
+
+PyTree = Any
+
+__all__ = [
+    "SSIM_WINDOW",
+    "Lpips",
+    "label_accuracy",
+    "load_lpips",
+    "lpips",
+    "match",
+    "matched",
+    "mse",
+    "mse_r",
+    "psnr",
+    "representation",
+    "ssim",
+]
 
 _MSE_FLOOR = 1e-10
 SSIM_WINDOW = 11
@@ -76,6 +99,96 @@ def ssim(truth: jax.Array, x: jax.Array) -> jax.Array:
             f"ssim of {height}x{width} images: expected at least {SSIM_WINDOW} pixels a side, the size of its window"
         )
     return _ssim(truth, x)
+
+
+def lpips(weights: Lpips, truth: jax.Array, x: jax.Array) -> jax.Array:
+    """Learned perceptual image patch similarity of each image, version 0.1 (Zhang et al. 2018); lower is nearer.
+
+    The images go through a network trained on ImageNet. Of each of its slices the features are divided by their norm
+    over channels, and their squared differences are weighted, averaged over places and summed.
+
+    Args:
+      weights: what `load_lpips` returned. With another backbone than torchvision's IMAGENET1K_V1 this is not LPIPS.
+      truth: the true images [n, h, w, c], of 3 channels, red first, or of 1, which is taken for all three.
+      x: the reconstructed images, same shape.
+
+    Returns:
+      One number an image [n]; 0 for equal images, with a gradient of zero.
+
+    Raises:
+      ValueError: the images are smaller than the network takes (31 pixels a side for "alex", 16 for "vgg", 17 for
+        "squeeze") or have other channels, the shapes differ or are not [n, h, w, c], the pixels are not floats, or
+        `weights` is something else.
+
+    Source: the package `lpips`, `LPIPS(net)(truth, x, normalize=True)`.
+    """
+    if not isinstance(weights, Lpips):
+        raise ValueError(f"weights of type {type(weights).__name__}: expected what load_lpips returns")
+    truth, x = _images(truth, x)
+    height, width, channels = truth.shape[1:]
+    if channels not in (1, 3):
+        raise ValueError(f"lpips of images with {channels} channels: expected 1 or 3")
+    smallest = perceptual.smallest_side(weights.net)
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"lpips of {height}x{width} images: expected at least {smallest} pixels a side for net={weights.net!r}"
+        )
+    return _lpips(weights, truth, x)
+
+
+def mse_r(represent: Callable[[jax.Array], jax.Array], truth: jax.Array, x: jax.Array) -> jax.Array:
+    """Mean squared error of each image in representation space (MSE-R): of what a network makes of it.
+
+    Args:
+      represent: `represent(images) -> [n, ...]`; for the paper's, what enters the classifier of the attacked network,
+        see `representation`.
+      truth: the true images [n, h, w, c].
+      x: the reconstructed images, same shape.
+
+    Returns:
+      One number an image [n], the mean over its representation.
+
+    Raises:
+      ValueError: the representations are not of the same shape [n, ...], the images' shapes differ or are not
+        [n, h, w, c], or the pixels are not floats.
+
+    Source: Li et al. 2022, "Auditing Privacy Defenses in Federated Learning via Generative Gradient Leakage", and
+    github.com/zhuohangli/GGL.
+    """
+    truth, x = _images(truth, x)
+    of_truth, of_x = represent(truth), represent(x)
+    if of_truth.shape != of_x.shape or of_truth.shape[:1] != truth.shape[:1]:
+        raise ValueError(
+            f"represent returned shapes {of_truth.shape} and {of_x.shape} of {len(truth)} images: expected the same "
+            "[n, ...]"
+        )
+    dtype = jnp.promote_types(jnp.promote_types(of_truth.dtype, of_x.dtype), jnp.float32)
+    difference = of_truth.astype(dtype) - of_x.astype(dtype)
+    return jnp.mean(jnp.square(difference).reshape(len(truth), -1), axis=1)
+
+
+def representation(loss_fn: Callable[[PyTree, Batch], Any], params: PyTree) -> Callable[[jax.Array], jax.Array]:
+    """What enters the classifier of a model, its last dense layer, as a function of images: `represent` of `mse_r`.
+
+    Args:
+      loss_fn: `loss_fn(params, batch) -> scalar` of the attacked model, for labels that are class ids.
+      params: its parameters, with state where the model has it.
+
+    Returns:
+      `represent(images [n, h, w, c]) -> [n, d]`, image by image, so that none depends on the others. It raises
+      ValueError where the loss has no classifier that is one dense layer.
+    """
+
+    @jax.jit
+    def represent(params: PyTree, images: jax.Array) -> jax.Array:
+        y = jnp.zeros(1, jnp.int32)
+        layer = layers.classifier(layers.trace(loss_fn, params, Batch(images[:1], y)))
+        if layer.kind != "dense":
+            raise ValueError(f"loss_fn: the classifier is a {layer.kind}: expected a dense layer")
+        enters = factors(loss_fn, layer.kernel)
+        return jax.vmap(lambda image: jnp.ravel(enters(params, Batch(image[None], y))[0]))(images)
+
+    return lambda images: represent(params, jnp.asarray(images))
 
 
 def label_accuracy(truth_y: jax.Array, y: jax.Array) -> jax.Array:
@@ -158,6 +271,11 @@ def _images(truth, x):
 @jax.jit
 def _ssim(truth, x):
     return dm_pix.ssim(truth, x, filter_size=SSIM_WINDOW, filter_sigma=1.5)
+
+
+@jax.jit
+def _lpips(weights, truth, x):
+    return perceptual.distances(weights, truth, x)
 
 
 @jax.jit
