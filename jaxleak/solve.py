@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 
 from jaxleak import exchange, inputs, interrupts, lanes, memory, validate
 from jaxleak import progress as progress_
@@ -206,7 +207,13 @@ def _drive(
     total = given.attack.num_steps * slots.num_lanes
     together = alone
     shown = shown and jax.process_index() == 0
-    with interrupts.deferred() as interrupted, progress_.bar(given.attack.name, total, shown=shown) as report:
+    with (
+        interrupts.deferred() as interrupted,
+        # What an attack solves by LAPACK is small. Several threads for it are no faster, and where other work wants the
+        # cores they wait for each other: an eigendecomposition of 100 x 100 took some hundred times as long.
+        threadpoolctl.threadpool_limits(1, "blas"),
+        progress_.bar(given.attack.name, total, shown=shown) as report,
+    ):
         try:
             size = 1
             while not slots.ended.all():

@@ -1,5 +1,6 @@
 """What lanes do in turns, or one of two ways, where `vmap` alone would have all of them do everything."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,45 @@ def _either(predicate: jax.Array, one: Flat, other: Flat, args: list[Any]) -> li
         return results, [True] * len(results)
 
     return chosen(predicate, args)
+
+
+def one_after_another(
+    fn: Callable[..., PyTree],
+    *operands: PyTree,
+    scope: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> PyTree:
+    """`fn(*operands)`, for which lanes take turns on a CPU; on accelerators, which have room for all, they do not.
+
+    Together, lanes would iterate as long as the slowest, take both ways at a fork, or need more memory than the caches
+    of a processor have.
+
+    Args:
+      fn: `fn(*operands)`; it may close over arrays.
+      *operands: trees of arrays.
+      scope: what it is traced and evaluated in, as `lambda: jax.enable_x64(True)`.
+
+    Returns:
+      What `fn` returns. It cannot be differentiated in reverse mode.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxleak import turns
+      >>> jax.vmap(lambda x: turns.one_after_another(jnp.sum, x))(jnp.ones((2, 3))).tolist()
+      [3.0, 3.0]
+    """
+    if jax.default_backend() != "cpu":
+        return fn(*operands)
+    # As a program, since what the function closes over may be lanes too: settings are.
+    with scope():
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*operands)
+
+    @custom_batching.sequential_vmap
+    def evaluate(consts: list[Any], leaves: list[Any]) -> list[Any]:
+        with scope():
+            return core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(*leaves)
+
+    results = evaluate(closed.consts, jax.tree.leaves(operands))
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
 def solvers_in_turn(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:

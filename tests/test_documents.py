@@ -53,6 +53,7 @@ def test_the_skeleton_of_a_defense_runs():
         ("Labels", jl.labels.NAMES),
         ("Defenses", jl.defenses.NAMES),
         ("Models", models.NAMES),
+        ("Generators", models.GENERATORS),
     ],
 )
 def test_the_tables_of_the_readme_list_exactly_what_is_there(heading, known):

@@ -70,3 +70,26 @@ def test_solvers_of_lanes_are_those_of_each_lane():
     assert not batched_solvers(in_turn, matrices)
     expected = np.stack([np.linalg.eigvalsh(matrix + matrix.T) for matrix in np.asarray(matrices, np.float64)])
     np.testing.assert_allclose(jax.jit(in_turn)(matrices), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lanes_that_take_turns_are_the_same_lanes():
+    def work(x, c):
+        return {"sum": jnp.sum(jnp.sin(x) * C[1]), "product": x * c}
+
+    found = jax.jit(jax.vmap(lambda x, c: turns.one_after_another(lambda x: work(x, c), x)))(X, C)
+    expected = jax.vmap(work)(X, C)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_lanes_that_take_turns_stop_each_when_it_is_done():
+    """Together, a while loop goes on for all until the last is done."""
+    calls = []
+
+    def halved(x):
+        def body(x):
+            return jax.pure_callback(lambda x: calls.append(1) or x / 2, x, x, vmap_method="expand_dims")
+
+        return jax.lax.while_loop(lambda x: x > 1, body, x)
+
+    jax.block_until_ready(jax.jit(jax.vmap(lambda x: turns.one_after_another(halved, x)))(jnp.array([2.0, 16.0])))
+    assert len(calls) == 1 + 4

@@ -1,9 +1,9 @@
 """What searches for a part of a candidate: Adam, or a gradient-free method of evosax."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import evosax.algorithms
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,13 +16,42 @@ PyTree = Any
 # From a part of a candidate to what is minimised, and the matching loss in it.
 Evaluate = Callable[[PyTree], tuple[jax.Array, jax.Array]]
 
-# Networks trained to search, whose weights evosax keeps as pickles.
-_LEARNED = tuple(getattr(evosax.algorithms, name) for name in ("CMAAnchoredLES", "EvoTF_ES", "LearnedES", "LearnedGA"))
-
-GRADIENT_FREE: dict[str, Callable[..., Any]] = {
-    name: algorithm for name, algorithm in evosax.algorithms.algorithms.items() if algorithm not in _LEARNED
-}
-"""The gradient-free methods by evosax's names, all that it has but those that were learned."""
+GRADIENT_FREE = (
+    "ARS",
+    "ASEBO",
+    "CMA_ES",
+    "CR_FM_NES",
+    "DES",
+    "DifferentialEvolution",
+    "DiffusionEvolution",
+    "ESMC",
+    "GESMR_GA",
+    "GradientlessDescent",
+    "GuidedES",
+    "HillClimbing",
+    "LM_MA_ES",
+    "MA_ES",
+    "MR15_GA",
+    "NoiseReuseES",
+    "Open_ES",
+    "PGPE",
+    "PSO",
+    "PersistentES",
+    "RandomSearch",
+    "Rm_ES",
+    "SAMR_GA",
+    "SNES",
+    "SV_CMA_ES",
+    "SV_Open_ES",
+    "Sep_CMA_ES",
+    "SimpleES",
+    "SimpleGA",
+    "SimulatedAnnealing",
+    "iAMaLGaM_Full",
+    "iAMaLGaM_Univariate",
+    "xNES",
+)
+"""The gradient-free methods by evosax's names: all but those that were learned, which it keeps as pickles."""
 
 
 class Found(NamedTuple):
@@ -131,7 +160,12 @@ def gradient_free(
     validate.at_least("stddev", stddev, 0, exclusive=True)
     if chunk is not None:
         validate.integer_at_least("chunk", chunk, 1)
-    make = lookup("algorithm", algorithm, GRADIENT_FREE) if isinstance(algorithm, str) else algorithm
+    if isinstance(algorithm, str):
+        lookup("algorithm", algorithm, dict.fromkeys(GRADIENT_FREE))
+    # Not before it is needed: its import computes, after which the number of CPU devices cannot be set any more.
+    import evosax.algorithms
+
+    make = evosax.algorithms.algorithms[algorithm] if isinstance(algorithm, str) else algorithm
     solution = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example)
     try:
         method = make(population_size=population_size, solution=solution)
@@ -168,10 +202,8 @@ def gradient_free(
         population, own = turns.solvers_in_turn(method.ask)(ask_key, state.algorithm, chosen)
         if by_population:
             population = select(state.begun, population, state.first)
-        if chunk is None or chunk >= population_size:
-            values, losses = jax.vmap(evaluate)(population)
-        else:
-            values, losses = jax.lax.map(evaluate, population, batch_size=chunk)
+        # The population is one batch; batches of several lanes at once would not fit into a processor's caches.
+        values, losses = turns.one_after_another(functools.partial(_evaluated, evaluate, chunk), population)
         worst = jnp.finfo(values.dtype).max
         values = jnp.where(jnp.isfinite(values), values, worst)
         own, _ = turns.solvers_in_turn(method.tell)(tell_key, population, values, own, chosen)
@@ -184,6 +216,13 @@ def gradient_free(
         return Found(_Best(_strong(own), value, loss, state.first, jnp.asarray(True)), part, value, loss)
 
     return Engine(begin, step, population_size)
+
+
+def _evaluated(evaluate: Evaluate, chunk: int | None, population: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Values and losses [population_size]."""
+    if chunk is None or chunk >= len(jax.tree.leaves(population)[0]):
+        return jax.vmap(evaluate)(population)
+    return jax.lax.map(evaluate, population, batch_size=chunk)
 
 
 def _strong(tree: PyTree) -> PyTree:

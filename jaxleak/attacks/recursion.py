@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import custom_batching
-from jax.extend import core
 
-from jaxleak import chains, distances, equations, validate, variables
+from jaxleak import chains, distances, equations, turns, validate, variables
 from jaxleak import labels as labels_
 from jaxleak.attacks.objective import Labels
 from jaxleak.base import Attack, Batch, Leak, Result, Status
@@ -143,7 +141,7 @@ def recursive(
 
     def init(key: jax.Array, leak: Leak) -> RecursionState:
         y = labels(observe, leak, shape=shape, num_classes=num_classes) if callable(labels) else labels
-        x = _one_after_another(walk, key, leak, y)
+        x = turns.one_after_another(walk, key, leak, y, scope=lambda: jax.enable_x64(True))
         sound = jnp.all(jnp.isfinite(x))
         # An image beyond all bounds is none either; its square would not be finite.
         x = jnp.clip(jnp.where(sound, x, 0.0), 0.0, 1.0)
@@ -164,24 +162,6 @@ def recursive(
         return Result(Batch(state.x, state.labels), state.loss, state.status)
 
     return Attack(init, step, reconstruct, int(num_steps), observe, shape, int(num_classes), name)
-
-
-def _one_after_another(walk: Callable[..., jax.Array], *args: PyTree) -> jax.Array:
-    """On a CPU lanes take turns: together, each would iterate as long as the slowest, and take both ways at a fork.
-
-    On accelerators, which have room for all of them, they stay together.
-    """
-    if jax.default_backend() != "cpu":
-        return walk(*args)
-    # As a program, since what the function closes over may be lanes too: settings are.
-    with jax.enable_x64(True):
-        closed = jax.make_jaxpr(walk)(*args)
-
-    def evaluate(consts: list[Any], leaves: list[Any]) -> jax.Array:
-        with jax.enable_x64(True):
-            return core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(*leaves)[0]
-
-    return custom_batching.sequential_vmap(evaluate)(closed.consts, jax.tree.leaves(args))
 
 
 def _walk(
