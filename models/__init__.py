@@ -1,4 +1,4 @@
-"""Target networks, as flax linen modules.
+"""Target networks, as flax linen modules, and generators of images.
 
 `params = model.init(key, x)`, then `model.apply(params, x)` maps images [n, height, width, channels] in [0, 1] to
 logits [n, num_classes], with batch norm in eval mode unless a model was made with `batch_norm="train"`.
@@ -12,6 +12,14 @@ from flax import linen as nn
 
 from jaxleak.models.cnn6 import cnn6
 from jaxleak.models.convnet import convnet
+from jaxleak.models.generators import (
+    GENERATORS,
+    generator,
+    load_generator,
+    load_mnist_gan,
+    load_mnist_vae,
+    save_generator,
+)
 from jaxleak.models.lenet import lenet, lenet5
 from jaxleak.models.mlp import mlp
 from jaxleak.models.resnet import resnet18, resnet20, resnet50
@@ -19,18 +27,24 @@ from jaxleak.models.weights import load_cifar10_resnet, load_mnist_lenet5
 from jaxleak.names import lookup
 
 __all__ = [
+    "GENERATORS",
     "NAMES",
     "cnn6",
     "convnet",
     "create",
+    "generator",
     "lenet",
     "lenet5",
     "load_cifar10_resnet",
+    "load_generator",
+    "load_mnist_gan",
     "load_mnist_lenet5",
+    "load_mnist_vae",
     "mlp",
     "resnet18",
     "resnet20",
     "resnet50",
+    "save_generator",
 ]
 
 NAMES: Mapping[str, Callable[..., nn.Module]] = {

@@ -140,6 +140,15 @@ examples:
     total_variation: Annotated[
         float | None, flag("W", "The weight of the prior for smooth images, where the attack has one.", "its paper's")
     ] = None
+    generator: Annotated[
+        pathlib.Path | None,
+        flag(
+            "FILE",
+            "A trained generator (.safetensors), for attacks through one; python -m jaxleak.experiments.generators "
+            "makes them.",
+            "an untrained network",
+        ),
+    ] = None
     normalise: Annotated[
         bool, flag("", "Whether the model normalises its input by the data's mean and stddev.", "on")
     ] = True
@@ -227,6 +236,7 @@ examples:
         config = {
             **dataclasses.asdict(self),
             **_resolved(factory, settings),
+            "generator": None if self.generator is None else str(self.generator),
             **_resolved_training(training, assumed, self.batch_size, self.hide_learning_rate),
             "attack": name,
             "num_steps": attack.num_steps,
@@ -249,14 +259,14 @@ examples:
             validate.integer_at_least("num_steps", settings["num_steps"], 1)
         if self.labels is not None:
             settings["labels"] = lookup("labels", self.labels, jl.labels.NAMES)
-        for setting in ("variant", "total_variation"):
+        for setting in ("variant", "total_variation", "generator"):
             value = getattr(self, setting)
             if value is None:
                 continue
             if not _takes(factory, setting):
                 takers = known(other for other, make in jl.attacks.NAMES.items() if _takes(make, setting))
                 raise ValueError(f"{setting}={value}: the attack {name} has no such setting: those that do: {takers}")
-            settings[setting] = value
+            settings[setting] = models.load_generator(value.expanduser()) if setting == "generator" else value
         if self.variant is not None:
             lookup("variant", self.variant, VARIANTS)
         if self.total_variation is not None and not (math.isfinite(self.total_variation) and self.total_variation >= 0):

@@ -130,6 +130,8 @@ def _attack(entry: Entry, study: Study) -> Config:
             raise ValueError(f"attack={name}: unknown setting {setting!r}: expected one of {', '.join(known)}")
     if "labels" in table:
         lookup("labels", table["labels"], jl.labels.NAMES)
+    if "generator" in table:
+        _generator(table["generator"])
     num_steps = table.pop("num_steps", study.num_steps)
     num_steps = parameters["num_steps"].default if num_steps is None else num_steps
     try:
@@ -137,6 +139,14 @@ def _attack(entry: Entry, study: Study) -> Config:
     except (ValueError, TypeError) as error:
         raise ValueError(f"attack={name}: {error}") from error
     return {"name": name, "num_steps": num_steps, "settings": dict(sorted(table.items()))}
+
+
+@functools.lru_cache(maxsize=8)
+def _generator(path: Any) -> jl.generators.Network:
+    """Of a file, once: attacks of the same generator share their programs."""
+    if not isinstance(path, str):
+        raise ValueError(f"generator={path!r}: expected the path of a .safetensors file")
+    return models.load_generator(path)
 
 
 def _defense(entry: Entry) -> str:
@@ -212,6 +222,9 @@ def _config(values: Mapping[str, Any], study: Study, opened: Mapping[str, Any]) 
 def _key(config: Config, code: str) -> str:
     # One defense may be written in several ways.
     own = {name: value for name, value in config.items() if name != "defense"}
+    if "generator" in config["settings"]:
+        content = pathlib.Path(config["settings"]["generator"]).read_bytes()
+        own["settings"] = {**config["settings"], "generator": hashlib.sha256(content).hexdigest()}
     return hashlib.sha256(json.dumps([own, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -242,7 +255,9 @@ class _Maker:
         factory = jl.attacks.NAMES[config["attack"]]
         numbers, static = _numbers(factory, config["settings"])
         threat = scenario.threat_model(**self._settings(config))
-        labels = {"labels": jl.labels.NAMES[static["labels"]]} if "labels" in static else {}
+        named = {"labels": jl.labels.NAMES[static["labels"]]} if "labels" in static else {}
+        if "generator" in static:
+            named["generator"] = _generator(static["generator"])
         steps = recorded_steps(config["num_steps"], config["snapshots"])
 
         def attack(values: Numbers) -> jl.Attack:
@@ -255,7 +270,7 @@ class _Maker:
                 shape=threat.shape,
                 num_classes=threat.dataset.num_classes,
                 num_steps=config["num_steps"],
-                **{**threat.normalisation(factory), **static, **labels, **own},
+                **{**threat.normalisation(factory), **static, **named, **own},
             )
             return jl.recorded(made, steps) if steps else made
 

@@ -1,0 +1,1 @@
+"""Training of generators of images, for attacks that search their codes."""
