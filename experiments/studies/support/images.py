@@ -1,7 +1,9 @@
 """Parts of data sets that a study takes."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 
 from jaxleak.experiments.data.dataset import Dataset
@@ -56,3 +58,21 @@ def of_classes(dataset: Dataset, *, count: int, classes: int = 2) -> Dataset:
         label=lambda index: dataset.label(indices[index]),
         statistics=(dataset.mean, dataset.stddev),
     )
+
+
+def resized(dataset: Dataset, size: int) -> Dataset:
+    """The data set with images of `size` x `size` pixels, linear with antialiasing, as generators are trained on them.
+
+    What is no square is stretched. Mean and standard deviation are those of the new images.
+    """
+
+    def read(index: int) -> tuple[np.ndarray, int]:
+        image, label = dataset.read(index)
+        return np.clip(np.asarray(_scaled(image, size)), 0, 1), label
+
+    return dataclasses.replace(dataset, shape=(size, size, dataset.shape[2]), read=read, statistics=None)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _scaled(image: np.ndarray, size: int) -> jax.Array:
+    return jax.image.resize(image, (size, size, image.shape[2]), "linear")
