@@ -1,14 +1,17 @@
-"""Gradient dropout, Fig. 2: SSIM beside accuracy, for DP-SGD, Soteria and gradient dropout; iDLG and IG attackers.
+"""Gradient dropout, Fig. 2: SSIM beside accuracy, for DP-SGD, Soteria and gradient dropout; four attacks.
 
-Paper: papers/gradient_dropout §IV-A: CIFAR-10, ResNet-18 with sigmoids, batch 8, 4,000 iterations. Stated: dropout
+Paper: papers/gradient_dropout §IV-A: CIFAR-10, ResNet-18 with sigmoids, batch 8, 4,000 iterations of iDLG, IG, GIAS,
+which has 800 of them for codes and 3,200 for the weights of its generator, and CI-Net. Stated: dropout
 (stddev 5e-3, p 0.96 to 0.6) at 88 % accuracy and an SSIM below 0.2, 89 % without a defense; DP-SGD without clipping
 (stddev 1e-4 to 1e-2) pays at least 12 points for that SSIM; Soteria is below it from 0.4 on, and as open as no defense
 to who leaves the dense layer out of the distance. The other points are a plot without figures. The paper has no
 informed attackers of the other two defenses; ours are in the rows beside the plain ones.
 Differs from the paper in: iDLG has one image, as it reads one label; IG takes labels as ZLR finds them. The stddevs of
-DP-SGD between its ends are ours, two of them named in the text. Untrained models; the paper does not say.
+DP-SGD between its ends are ours, two of them named in the text. Untrained models; the paper does not say. Nor does it
+say what the generator of GIAS was trained on: here it is a file of ours, or an untrained DCGAN, as the rows say.
 Command: python -m jaxleak.experiments.studies.gradient_dropout_fig_2 --data-dir FOLDER
-  `--only soteria` runs the defenses with that in their text, `--attack idlg` that attack; other rows stay.
+  `--only soteria` runs the defenses with that in their text, `--attack gias` that attack; other rows stay.
+  `--generator FILE` is the one of GIAS, as `jaxleak.experiments.generators` leaves it.
 Time: see `seconds` in the rows.
 Expect: the paper's order: dropout and Soteria low, DP-SGD falling with its noise, and informed Soteria at no defense.
 
@@ -26,9 +29,9 @@ from typing import Any
 
 import tyro
 
-from jaxleak import labels
+from jaxleak import labels, networks
 from jaxleak.experiments import data
-from jaxleak.experiments.studies.support import leakage, study
+from jaxleak.experiments.studies.support import generative, leakage, study
 from jaxleak.experiments.studies.support.comparison import Comparison, ascending, grouped, only
 from jaxleak.experiments.studies.support.verdicts import STOPPED
 from jaxleak.names import lookup
@@ -49,23 +52,37 @@ SCALES: dict[str, tuple[str, str, Mapping[str, Any], tuple[str, ...], Mapping[st
         "lenet",
         {},
         ("none", "soteria:fraction=0.8"),
-        {"idlg": (2, 1, 1, 2), "inverting_gradients": (4, 2, 1, 2)},
+        {"idlg": (2, 1, 1, 2), "inverting_gradients": (4, 2, 1, 2), "gias": (2, 2, 1, 5), "cinet": (2, 2, 1, 2)},
     ),
     "minutes": (
         "cifar10",
         "lenet",
         {},
         DEFENSES,
-        {"idlg": (8, 1, 4, 40), "inverting_gradients": (8, 4, 2, 300)},
+        {
+            "idlg": (8, 1, 4, 40),
+            "inverting_gradients": (8, 4, 2, 300),
+            "gias": (8, 4, 1, 300),
+            "cinet": (8, 4, 1, 300),
+        },
     ),
     "paper": (
         "cifar10",
         "resnet18",
         {"activation": "sigmoid"},
         DEFENSES,
-        {"idlg": (32, 1, 4, 300), "inverting_gradients": (32, 8, 4, 4000)},
+        {
+            "idlg": (32, 1, 4, 300),
+            "inverting_gradients": (32, 8, 4, 4000),
+            "gias": (32, 8, 4, 4000),
+            "cinet": (32, 8, 4, 4000),
+        },
     ),
 }
+# Of GIAS's steps, those on codes.
+CODE_SHARE = 0.2
+# Of untrained generators: the narrow ones are for tests.
+WIDTHS = {"seconds": 2}
 # What the paper states of a defense, in %.
 STATED = {
     "none": {"accuracy": 89},
@@ -83,10 +100,12 @@ class Options(study.Options):
     Attributes:
       only: run the defenses that have this in their text.
       attack: run this attack alone; all by default.
+      generator: a file of a generator of such images, for GIAS; an untrained one without it.
     """
 
     only: str = ""
     attack: str = ""
+    generator: pathlib.Path | None = None
 
 
 def _orders(rows):
@@ -149,6 +168,7 @@ COMPARISON = Comparison(
         "model": "model",
         "data": "dataset",
         "attack": "attack",
+        "generator": "generator",
         "batch": "batch_size",
         "images": "images",
         "steps": "num_steps",
@@ -184,8 +204,9 @@ def main(options: Options) -> list[dict]:
         given = leakage.clients(
             chosen, model=model, dataset=dataset, images=images, batch_size=batch_size, model_settings=settings
         )
+        made = _generator(attack, given, options)
         parts += [
-            functools.partial(_part, given, program, attack, seeds, num_steps, model, known)
+            functools.partial(_part, given, program, attack, made, seeds, num_steps, model, known)
             for informed in (False, True)
             for program in leakage.programs(chosen, informed=informed)
         ]
@@ -196,21 +217,45 @@ def _part(
     given: leakage.Clients,
     program: leakage.Program,
     attack: str,
+    made: generative.Named | None,
     seeds: int,
     num_steps: int,
     model: str,
     known: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    settings = {"labels": labels.zlr} if given.scenario.shape[0] > 1 else {}
-    found = leakage.measure(given, program, attack, seeds=seeds, num_steps=num_steps, model=model, **settings)
+    settings: dict[str, Any] = {"labels": labels.zlr} if given.scenario.shape[0] > 1 else {}
+    if attack == "gias":
+        settings["code_share"] = CODE_SHARE
+    through = {} if made is None else {"generator": made.network}
+    found = leakage.measure(
+        given, program, attack, seeds=seeds, num_steps=num_steps, model=model, **settings, **through
+    )
     rows = []
     for cell in found:
+        if made is not None:
+            # A network is no JSON.
+            own = {name: value for name, value in cell.row["settings"].items() if name != "generator"}
+            cell.row.update(settings=own, generator=made.about)
         text = cell.row["defense"]
         about = known.get(text, {"accuracy": None, "accuracy_from": None})
         paper = STATED.get(text, STATED.get(text.partition(":")[0]))
         # The paper's claims of Soteria and dropout are of attackers who do not know of them.
         rows.append({**cell.row, **about, "paper": None if program.informed else paper})
     return rows
+
+
+def _generator(attack: str, given: leakage.Clients, options: Options) -> generative.Named | None:
+    """What an attack searches; None for one that has no generator."""
+    shape, width = given.scenario.shape, WIDTHS.get(options.scale)
+    if attack == "cinet":
+        network = networks.over_parameterised(shape, width=width)
+        return generative.Named(network, generative.UNTRAINED, "untrained, of CI-Net")
+    if attack == "gias":
+        height, columns, channels = shape[1:]
+        target = generative.Target(given.scenario.dataset.name, (height, columns, channels), "", width=width or 32)
+        kind = generative.UNTRAINED if options.generator is None else generative.TRAINED
+        return generative.generator(kind, target, options.generator)
+    return None
 
 
 def accuracies(out: pathlib.Path, *, model: str, dataset: str) -> dict[str, dict[str, Any]]:
