@@ -199,6 +199,14 @@ def unknown_loss(leak: Leak) -> jax.Array:
 def select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
     """One of two trees.
 
+    Args:
+      condition: a boolean scalar.
+      if_true: a tree of arrays.
+      if_false: another of the same structure and shapes.
+
+    Returns:
+      One of them.
+
     Example:
       >>> import jax.numpy as jnp
       >>> [float(leaf) for leaf in select(jnp.array(True), [jnp.array(1.0)], [jnp.array(2.0)])]
