@@ -111,11 +111,21 @@ def test_every_emitter_is_on_the_page(row):
 
 
 def test_no_line_of_the_tables_is_without_a_row():
-    tables = [(f"{name}.jsonl", name) for name in ("convolutions", "profile", "depth", "emitters")] + [
-        ("steps.jsonl", "step")
-    ]
+    names = ("convolutions", "profile", "depth", "emitters", "searching")
+    tables = [(f"{name}.jsonl", name) for name in names] + [("steps.jsonl", "step")]
     headings = len(tables) + 3
     local_steps = {(row["model"], row["steps"], row["lanes"]) for row in FEDAVG}
     swept = sum(len(row["seconds_of_cells"]) + 1 for row in SWEEPING)
     of_tables = sum(len(rows(*table)) for table in tables)
     assert len(LINES) - headings == of_tables + len(local_steps) + len(FEDERATION) + swept
+
+
+@pytest.mark.parametrize("row", rows("searching.jsonl", "searching"), ids=lambda row: row["generator"])
+def test_every_search_is_on_the_page(row):
+    rates = [f"{row['evaluations_a_second'][way]['median']:.0f}" for way in ("together", "apart", "one_by_one")]
+    ratios = [
+        f"{row[name]['median']:.2f} ({row[name]['least']:.2f} to {row[name]['most']:.2f})"
+        for name in ("together_over_apart", "together_over_one_by_one")
+    ]
+    assert [row["generator"], *rates, *ratios] in LINES
+    assert f"{row['together_over_commands_that_compile']:.2f}" in (RESULTS / "README.md").read_text()
