@@ -17,7 +17,7 @@ ATTACKS = jl.attacks.NAMES
 each_attack = pytest.mark.parametrize("name", ATTACKS)
 KINDS = ("simulated", "one_batch", "averaged", "rounds")
 # Compared by a cosine, which does not see the size of an update.
-BY_COSINE = {"inverting_gradients", "agic"}
+BY_COSINE = {"inverting_gradients", "agic", "gias", "igims", "cinet", "deep_image_prior"}
 # They read one gradient; what they make of a client's update is in test_recursion.py.
 RECURSIVE = {"rgap", "copa"}
 BY_LBFGS = {"dlg", "idlg", "geng", "cpl"}
