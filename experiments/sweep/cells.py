@@ -141,12 +141,25 @@ def _attack(entry: Entry, study: Study) -> Config:
     return {"name": name, "num_steps": num_steps, "settings": dict(sorted(table.items()))}
 
 
-@functools.lru_cache(maxsize=8)
 def _generator(path: Any) -> jl.generators.Network:
-    """Of a file, once: attacks of the same generator share their programs."""
+    """Of a file, once while it stays the same: attacks of the same generator share their programs."""
     if not isinstance(path, str):
         raise ValueError(f"generator={path!r}: expected the path of a .safetensors file")
+    return _loaded(path, _digest(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(path: str, digest: str) -> jl.generators.Network:
+    del digest
     return models.load_generator(path)
+
+
+def _digest(path: str) -> str:
+    """Of the content of a file."""
+    try:
+        return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"generator={path}: expected a readable .safetensors file: {error.strerror}") from error
 
 
 def _defense(entry: Entry) -> str:
@@ -223,8 +236,7 @@ def _key(config: Config, code: str) -> str:
     # One defense may be written in several ways.
     own = {name: value for name, value in config.items() if name != "defense"}
     if "generator" in config["settings"]:
-        content = pathlib.Path(config["settings"]["generator"]).read_bytes()
-        own["settings"] = {**config["settings"], "generator": hashlib.sha256(content).hexdigest()}
+        own["settings"] = {**config["settings"], "generator": _digest(config["settings"]["generator"])}
     return hashlib.sha256(json.dumps([own, code], sort_keys=True).encode()).hexdigest()[:16]
 
 
