@@ -61,15 +61,14 @@ def test_what_does_not_fit_ends_in_one_line(tmp_path, file, capsys, arguments, m
 
 
 def test_another_file_at_the_same_path_is_another_cell(file):
-    def key():
-        entry = {"name": "ggl", "generator": file(seed=key.seed)}
+    def key(path):
+        entry = {"name": "ggl", "generator": path}
         study = studies.of({"attack": [entry], "data": ["digits"], "model": ["mlp"], "images": 1, "num_steps": 2})
         return cells(study, None, "code")[0].key
 
-    found = []
-    for key.seed in (0, 1, 0):
-        found.append(key())
-    assert found[0] == found[2] != found[1]
+    first = file(seed=0)
+    found = [key(first), key(first), key(file(seed=1))]
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize("given", ["missing.safetensors", 3])
