@@ -1,52 +1,20 @@
-"""LPIPS against a numpy forward pass and the package of its authors; MSE-R against closed forms; refusals."""
+"""LPIPS against a numpy forward pass and the package of its authors; refusals."""
 
 import functools
-import itertools
 import pathlib
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.lib.stride_tricks import sliding_window_view
+from backbones import CHANNELS, NETS, REFERENCE, SMALLEST, pair, shapes
 from safetensors.numpy import load_file, save_file
 
-import jaxleak as jl
 from jaxleak import metrics
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data" / "weights"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no folder {SHARED}")
-
-NETS = ["alex", "vgg", "squeeze"]
-CHANNELS = {
-    "alex": (64, 192, 384, 256, 256),
-    "vgg": (64, 128, 256, 512, 512),
-    "squeeze": (64, 128, 256, 384, 384, 512, 512),
-}
-# The least side of an image that torch accepts.
-SMALLEST = {"alex": 31, "vgg": 16, "squeeze": 17}
-ALEX = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
-VGG = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-FIRE = {3: 16, 4: 16, 6: 32, 7: 32, 9: 48, 10: 48, 11: 64, 12: 64}
-
-
-def shapes(net):
-    """The convolutions of torchvision's networks: name to (outputs, inputs, window)."""
-    if net == "alex":
-        return {f"features.{place}": shape for place, shape in ALEX.items()}
-    if net == "vgg":
-        inputs = (3, *VGG)
-        return {f"features.{place}": (VGG[i], inputs[i], 3) for i, place in enumerate(VGG_PLACES)}
-    found, inputs = {"features.0": (64, 3, 3)}, 64
-    for place, squeezed in FIRE.items():
-        found[f"features.{place}.squeeze"] = (squeezed, inputs, 1)
-        found[f"features.{place}.expand1x1"] = (4 * squeezed, squeezed, 1)
-        found[f"features.{place}.expand3x3"] = (4 * squeezed, squeezed, 3)
-        inputs = 8 * squeezed
-    return found
 
 
 class Case(NamedTuple):
@@ -82,72 +50,9 @@ def case(tmp_path_factory):
     return make
 
 
-def pair(height=34, width=41, *, n=2, channels=3, seed=0):
-    """Images and noisy ones."""
-    generator = np.random.default_rng(seed)
-    truth = generator.random((n, height, width, channels))
-    x = np.clip(truth + generator.normal(0, 0.2, truth.shape), 0, 1)
-    return truth.astype(np.float32), x.astype(np.float32)
-
-
 @jax.jit
 def value_and_gradient(weights, truth, x):
     return jax.value_and_grad(lambda x: metrics.lpips(weights, truth, x).sum())(x)
-
-
-# Of one image [channels, height, width] in float64, from torchvision's sources and the paper.
-
-
-def convolved(x, state, name, stride=1, padding=0):
-    weight, bias = (state[f"{name}.{leaf}"].astype(float) for leaf in ("weight", "bias"))
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding)))
-    windows = sliding_window_view(x, weight.shape[2:], axis=(1, 2))[:, ::stride, ::stride]
-    return np.maximum(np.tensordot(weight, windows, ((1, 2, 3), (0, 3, 4))) + bias[:, None, None], 0)
-
-
-def pooled(x, window, rounded=np.floor):
-    counts = [int(rounded((size - window) / 2)) + 1 for size in x.shape[1:]]
-    starts = [range(0, 2 * count, 2) for count in counts]
-    return np.stack(
-        [[x[:, i : i + window, j : j + window].max((1, 2)) for j in starts[1]] for i in starts[0]]
-    ).transpose(2, 0, 1)
-
-
-def alexnet(state, x):
-    x = convolved(x, state, "features.0", stride=4, padding=2)
-    yield x
-    x = convolved(pooled(x, 3), state, "features.3", padding=2)
-    yield x
-    x = convolved(pooled(x, 3), state, "features.6", padding=1)
-    yield x
-    for place in (8, 10):
-        x = convolved(x, state, f"features.{place}", padding=1)
-        yield x
-
-
-def vgg16(state, x):
-    for place in VGG_PLACES:
-        if place in (5, 10, 17, 24):
-            yield x
-            x = pooled(x, 2)
-        x = convolved(x, state, f"features.{place}", padding=1)
-    yield x
-
-
-def squeezenet(state, x):
-    x = convolved(x, state, "features.0", stride=2)
-    yield x
-    for place in FIRE:
-        if place in (3, 6, 9):
-            x = pooled(x, 3, np.ceil)
-        x = convolved(x, state, f"features.{place}.squeeze")
-        small, large = (convolved(x, state, f"features.{place}.expand{k}x{k}", padding=k // 2) for k in (1, 3))
-        x = np.concatenate([small, large])
-        if place not in (3, 6):
-            yield x
-
-
-REFERENCE = {"alex": alexnet, "vgg": vgg16, "squeeze": squeezenet}
 
 
 def reference(net, case, truth, x):
@@ -411,97 +316,3 @@ def test_another_backbone_of_the_same_shapes_loads_though_its_number_is_not_lpip
     linear = SHARED / "lpips_v0.1_squeeze_lin.safetensors"
     weights = metrics.load_lpips("squeeze", SHARED / "squeezenet1_1_caffe_features.safetensors", linear)
     assert np.isfinite(metrics.lpips(weights, *pair())).all()
-
-
-# Mean squared error in representation space.
-
-
-def mlp(generator):
-    sizes = (4 * 4 * 1, 7, 3)
-    return [
-        (generator.normal(size=(a, b)).astype(np.float32), generator.normal(size=b).astype(np.float32))
-        for a, b in itertools.pairwise(sizes)
-    ]
-
-
-def logits(params, x):
-    (w, b), (last, last_bias) = params
-    return jax.nn.relu(x.reshape(len(x), -1) @ w + b) @ last + last_bias
-
-
-def test_mse_r_of_a_dense_network_is_its_closed_form():
-    params = mlp(np.random.default_rng(0))
-    truth, x = pair(4, 4, n=3, channels=1)
-    represent = metrics.representation(jl.cross_entropy(logits), params)
-    hidden = [np.maximum(images.reshape(3, -1) @ params[0][0] + params[0][1], 0) for images in (truth, x)]
-    np.testing.assert_allclose(represent(truth), hidden[0], rtol=1e-5)
-    found = metrics.mse_r(represent, truth, x)
-    np.testing.assert_allclose(found, np.mean((hidden[0] - hidden[1]) ** 2, axis=1), rtol=1e-4)
-    np.testing.assert_array_equal(metrics.mse_r(represent, truth, truth), 0)
-
-
-class Residual(nn.Module):
-    """A residual block with batch norm, whose statistics are no trainable parameters, and a dense layer."""
-
-    @nn.compact
-    def __call__(self, x):
-        y = nn.BatchNorm(use_running_average=True)(nn.Conv(3, (3, 3))(x))
-        return nn.Dense(5)(jnp.mean(nn.relu(x + y), axis=(1, 2)))
-
-
-def test_the_classifier_makes_the_logits_of_its_representation():
-    model, (truth, _) = Residual(), pair(6, 6, n=3)
-    params = model.init(jax.random.key(0), truth)
-    represented = metrics.representation(jl.cross_entropy(model.apply), params)(truth)
-    last = params["params"]["Dense_0"]
-    np.testing.assert_allclose(represented @ last["kernel"] + last["bias"], model.apply(params, truth), rtol=1e-4)
-
-
-def test_places_of_a_dense_layer_are_parts_of_their_images_representation():
-    loss_fn = jl.cross_entropy(lambda params, x: (x.reshape(len(x), -1, x.shape[-1]) @ params).mean(1))
-    truth, _ = pair(4, 4, n=3)
-    represented = metrics.representation(loss_fn, np.ones((3, 5), np.float32))(truth)
-    np.testing.assert_array_equal(represented, truth.reshape(3, -1))
-
-
-def test_mse_r_under_jit_vmap_and_grad():
-    represent = metrics.representation(jl.cross_entropy(logits), mlp(np.random.default_rng(0)))
-    truth, x = pair(4, 4, n=3, channels=1)
-    distance = functools.partial(metrics.mse_r, represent)
-    lanes = np.stack([x, truth, x[::-1]])
-    together = jax.jit(jax.vmap(distance, in_axes=(None, 0)))(truth, lanes)
-    np.testing.assert_allclose(together, [distance(truth, lane) for lane in lanes], rtol=1e-5)
-    np.testing.assert_array_equal(jax.grad(lambda x: distance(truth, x).sum())(truth), 0)
-    x[1, 0, 0, 0] = np.nan
-    np.testing.assert_array_equal(np.isnan(distance(truth, x)), [False, True, False])
-
-
-def test_mse_r_takes_any_function_of_images():
-    truth, x = pair(4, 4, n=3)
-    np.testing.assert_allclose(metrics.mse_r(lambda images: images, truth, x), metrics.mse(truth, x), rtol=1e-6)
-    sums = metrics.mse_r(lambda images: images.sum((1, 2, 3)), truth, x)
-    np.testing.assert_allclose(sums, (truth - x).sum((1, 2, 3)) ** 2, rtol=1e-4)
-    assert metrics.mse_r(lambda images: images.astype(jnp.bfloat16), truth, x).dtype == jnp.float32
-
-
-def test_wrong_representations_are_refused():
-    truth, x = pair(4, 4, n=3)
-    with pytest.raises(ValueError, match=r"represent returned shapes \(\) and \(\) of 3 images: expected the same \[n"):
-        metrics.mse_r(jnp.sum, truth, x)
-    with pytest.raises(ValueError, match=r"represent returned shapes \(2, 4, 4, 3\) and \(2, 4, 4, 3\) of 3 images"):
-        metrics.mse_r(lambda images: images[1:], truth, x)
-    with pytest.raises(ValueError, match=r"truth has shape \(3, 4, 4, 3\), x has shape \(2, 4, 4, 3\): expected"):
-        metrics.mse_r(lambda images: images, truth, x[1:])
-
-
-def test_losses_without_a_dense_classifier_are_refused():
-    def convolutional(params, x):
-        return jax.lax.conv_general_dilated(x, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")).mean(
-            (1, 2)
-        )
-
-    truth, _ = pair(4, 4)
-    with pytest.raises(ValueError, match="loss_fn: the classifier is a convolution: expected a dense layer"):
-        metrics.representation(jl.cross_entropy(convolutional), np.ones((3, 3, 3, 5), np.float32))(truth)
-    with pytest.raises(ValueError, match="no classifier: no convolution and no dense layer acts on batch.x"):
-        metrics.representation(lambda params, batch: jnp.sum(batch.x) * params, 1.0)(truth)
