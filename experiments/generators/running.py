@@ -42,7 +42,7 @@ ROW: dict[str, tuple[type, ...]] = {
     "seconds": (float,),
 }
 
-_ROWS, _AT_ONCE = 8, 250
+_ROWS, _AT_ONCE, _LOOK_EVERY = 8, 250, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +114,22 @@ class Work:
                     self.name, self.epochs * steps, shown=not self.quiet, unit="steps", value="discriminator loss"
                 )
             )
+            count = 0
             for epoch in range(1, self.epochs + 1):
-                losses: list[tuple[float, float]] = []
+                # On the device until somebody looks: reading every step would have each wait for the last.
+                losses: list[dict[str, jax.Array]] = []
                 for indices in self._batches(epoch):
-                    count = int(state.count)
                     x, y = self.pictures.x[indices], self.pictures.y[indices]
                     state, found = self.training.step(state, x, y, jax.random.fold_in(key, 2 + count))
-                    losses.append((float(found["generator"]), float(found["discriminator"])))
-                    if not all(map(math.isfinite, losses[-1])):
-                        raise FloatingPointError(f"epoch {epoch}: a loss is {losses[-1]}: expected finite numbers")
-                    report(count + 1, losses[-1][1])
+                    losses.append(found)
+                    count += 1
+                    if count % _LOOK_EVERY == 0:
+                        report(count, _finite(epoch, found)[1])
                     if requested():
                         break
+                means = np.mean([_finite(epoch, found) for found in losses], axis=0).tolist()
                 if epoch % self.every == 0 or epoch == self.epochs or requested():
-                    self._evaluate(state, epoch, losses, started)
+                    self._evaluate(state, epoch, means, started)
                 if requested():
                     return INTERRUPTED
         return 0
@@ -137,7 +139,7 @@ class Work:
         for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
             yield order[start : start + self.batch_size]
 
-    def _evaluate(self, state: State, epoch: int, losses: list[tuple[float, float]], started: float) -> None:
+    def _evaluate(self, state: State, epoch: int, means: list[float], started: float) -> None:
         """Writes the generator as it is, its samples, and a row."""
         key = jax.random.fold_in(jax.random.key(self.seed), 1)
         variables = self.training.settled(state, jax.random.fold_in(key, 0))
@@ -156,7 +158,6 @@ class Work:
         fake = generated(jax.random.fold_in(key, 1), real.held_y)
         of_held = self.judge.features(real.held_x)
         seen = self.judge.classes(fake) if self.conditional and self.judge.classes else None
-        means = np.mean(losses, axis=0).tolist()
         row = {
             "epoch": epoch,
             "steps": int(state.count),
@@ -186,6 +187,14 @@ class Work:
             places[label][np.sum(labels[:index] == label) % len(places[label])] for index, label in enumerate(labels)
         ]
         return self.pictures.x[taken]
+
+
+def _finite(epoch: int, found: Mapping[str, jax.Array]) -> tuple[float, float]:
+    """The losses of a step: of the generator, and of the discriminator."""
+    losses = float(found["generator"]), float(found["discriminator"])
+    if not all(map(math.isfinite, losses)):
+        raise FloatingPointError(f"epoch {epoch}: a loss is {losses}: expected finite numbers")
+    return losses
 
 
 def samples(fake: np.ndarray, real: np.ndarray, title: str) -> bytes:
