@@ -209,8 +209,8 @@ def _drive(
     shown = shown and jax.process_index() == 0
     with (
         interrupts.deferred() as interrupted,
-        # What an attack solves by LAPACK is small. Several threads for it are no faster, and where other work wants the
-        # cores they wait for each other: an eigendecomposition of 100 x 100 took some hundred times as long.
+        # What an attack solves by LAPACK is small. On cores that other work wants as well, several threads of it took
+        # far longer than one when tried by hand.
         threadpoolctl.threadpool_limits(1, "blas"),
         progress_.bar(given.attack.name, total, shown=shown) as report,
     ):

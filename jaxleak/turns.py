@@ -107,8 +107,7 @@ def one_after_another(
 ) -> PyTree:
     """`fn(*operands)`, for which lanes take turns on a CPU; on accelerators, which have room for all, they do not.
 
-    Together, lanes would iterate as long as the slowest, take both ways at a fork, or need more memory than the caches
-    of a processor have.
+    Together, lanes would iterate as long as the slowest, take both ways at a fork, and need the memory of all at once.
 
     Args:
       fn: `fn(*operands)`; it may close over arrays.
