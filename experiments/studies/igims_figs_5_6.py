@@ -20,7 +20,7 @@ loss is that after each step of an image's lane; where codes are searched by CMA
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tyro
@@ -28,7 +28,7 @@ import tyro
 from jaxleak.experiments import folder
 from jaxleak.experiments.studies.support import generative, study
 from jaxleak.experiments.studies.support.comparison import QUALITY, Comparison, ascending, grouped, only
-from jaxleak.experiments.studies.support.generative import TRAINED, UNTRAINED, Options, Target, Variant
+from jaxleak.experiments.studies.support.generative import TRAINED, UNTRAINED, Options, Part, Target, Variant
 from jaxleak.experiments.studies.support.generative_plots import over_evaluations
 
 _IMAGE = {"total_variation": 1e-6}
@@ -45,13 +45,6 @@ VARIANTS = (
 UNTRAINED_TOO = ("IGIMS*", "GIAS")
 CURVES = ("IGIMS*", "GIAS")
 IDENTITY = ("cell",)
-
-
-class Part(NamedTuple):
-    """A target, and how many gradients of it there are at most."""
-
-    target: Target
-    budget: int
 
 
 _CIFAR = (32, 32, 3)

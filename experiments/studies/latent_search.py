@@ -22,14 +22,14 @@ The picture `latent_search-<scale>.png` has medians and quartiles over images, f
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tyro
 
 from jaxleak.experiments import folder
 from jaxleak.experiments.studies.support import generative, study
 from jaxleak.experiments.studies.support.comparison import QUALITY, Comparison, ascending, grouped, only
-from jaxleak.experiments.studies.support.generative import TRAINED, UNTRAINED, Options, Target, Variant
+from jaxleak.experiments.studies.support.generative import TRAINED, UNTRAINED, Options, Part, Target, Variant
 from jaxleak.experiments.studies.support.generative_plots import over_evaluations
 
 _COSINE = {"distance": "cosine"}
@@ -40,13 +40,6 @@ VARIANTS = (
     *(Variant(f"adam-{rate:g}", "ggl", {**_COSINE, "algorithm": "adam", "learning_rate": rate}) for rate in RATES),
 )
 IDENTITY = ("cell",)
-
-
-class Part(NamedTuple):
-    """A target, and how many gradients of it there are."""
-
-    target: Target
-    budget: int
 
 
 _CIFAR = (32, 32, 3)

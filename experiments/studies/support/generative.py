@@ -75,6 +75,13 @@ class Target(NamedTuple):
     width: int = 32
 
 
+class Part(NamedTuple):
+    """A target, and how many gradients of it there are at most."""
+
+    target: Target
+    budget: int
+
+
 class Variant(NamedTuple):
     """An attack with settings.
 
