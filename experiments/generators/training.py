@@ -97,7 +97,6 @@ def training(
     of_discriminator, of_generator = lookup("loss", loss, LOSSES)
     optimizers = tuple(optax.adam(rate, b1=momentum, b2=0.999) for rate in (learning_rate, discriminator_learning_rate))
     moving = generator.clone(batch_norm="train")
-    conditional = generator.num_classes is not None
 
     def generated(params, stats, key, y):
         code = jax.random.normal(key, (batch_size, generator.code))
@@ -145,15 +144,7 @@ def training(
         return state, {"generator": second, "discriminator": first}
 
     def settled(state: State, key: jax.Array) -> PyTree:
-        def once(index, variables):
-            keys = jax.random.split(jax.random.fold_in(key, index))
-            y = jax.random.randint(keys[1], (batch_size,), 0, generator.num_classes) if conditional else None
-            return {
-                **variables,
-                **generated(variables["params"], {"batch_stats": variables["batch_stats"]}, keys[0], y)[1],
-            }
-
-        return jax.lax.fori_loop(0, 100, once, state.average)
+        return running_statistics(generator, state.average, key, batch_size)
 
     return Training(
         init=jax.jit(init),
@@ -161,3 +152,24 @@ def training(
         settled=jax.jit(settled),
         sample=jax.jit(lambda variables, code, y=None: generator.apply(variables, code, y)),
     )
+
+
+def running_statistics(generator: DCGAN, variables: PyTree, key: jax.Array, batch_size: int) -> PyTree:
+    """The variables with statistics of batch norm that were gathered over a hundred batches of random codes.
+
+    Args:
+      generator: whose variables they are.
+      variables: "params" and "batch_stats".
+      key: of the codes, and of the classes where there are any.
+      batch_size: codes of a batch.
+    """
+    moving = generator.clone(batch_norm="train")
+
+    def once(index: jax.Array, held: PyTree) -> PyTree:
+        keys = jax.random.split(jax.random.fold_in(key, index))
+        classes = generator.num_classes
+        y = None if classes is None else jax.random.randint(keys[1], (batch_size,), 0, classes)
+        code = jax.random.normal(keys[0], (batch_size, generator.code))
+        return {**held, **moving.apply(held, code, y, mutable=["batch_stats"])[1]}
+
+    return jax.lax.fori_loop(0, 100, once, variables)

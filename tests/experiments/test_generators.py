@@ -15,7 +15,7 @@ from scipy.special import expit
 from jaxleak import models
 from jaxleak.experiments import data, folder
 from jaxleak.experiments.generators import __main__ as command
-from jaxleak.experiments.generators import augmentation, quality, running, training
+from jaxleak.experiments.generators import augmentation, gan, quality, results, training
 from jaxleak.models.dcgan import DCGAN, Discriminator
 
 TINY = {"data": "digits", "images": 60, "width": 2, "batch_size": 16, "epochs": 2, "every": 1, "quiet": True}
@@ -30,9 +30,9 @@ def work(tmp_path_factory):
 
 
 def test_a_run_leaves_its_folder(work):
-    out = work.out
-    assert sorted(path.name for path in out.iterdir()) == sorted(running.FILES)
-    rows = folder.read_results(out / folder.RESULTS, running.ROW)
+    out = work.results.out
+    assert sorted(path.name for path in out.iterdir()) == sorted(results.FILES)
+    rows = folder.read_results(out / folder.RESULTS, gan.ROW)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert [row["steps"] for row in rows] == [3, 6]  # 54 images are trained on, 16 at once
     assert all(row["judge"] == "untrained resnet20" and row["accuracy"] is None for row in rows)
@@ -40,16 +40,17 @@ def test_a_run_leaves_its_folder(work):
     assert about["images"] == {"trained on": 54, "held out": 6}
     assert about["config"]["conditional"] is True
     assert {"command", "date", "versions", "commit"} <= set(about)
-    with Image.open(out / running.SAMPLES) as picture:
+    with Image.open(out / results.SAMPLES) as picture:
         assert picture.size == (1200, 660)
 
 
 def test_the_same_seed_trains_the_same_generator(work, tmp_path):
-    assert dataclasses.replace(work, out=tmp_path).run() == 0
-    other = dataclasses.replace(work, out=tmp_path, seed=1, epochs=1)
-    first, second = (load_file(out / running.GENERATOR) for out in (work.out, tmp_path))
+    again = dataclasses.replace(work.results, out=tmp_path)
+    assert dataclasses.replace(work, results=again).run() == 0
+    other = dataclasses.replace(work, results=dataclasses.replace(again, seed=1), epochs=1)
+    first, second = (load_file(out / results.GENERATOR) for out in (work.results.out, tmp_path))
     assert other.run() == 0
-    third = load_file(tmp_path / running.GENERATOR)
+    third = load_file(tmp_path / results.GENERATOR)
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name])
     assert np.any(first["params/dense/kernel"] != third["params/dense/kernel"])
@@ -57,10 +58,12 @@ def test_the_same_seed_trains_the_same_generator(work, tmp_path):
 
 def test_the_file_of_a_run_makes_the_images_that_were_judged(work, tmp_path):
     variables = work.training.init(jax.random.key(0)).average
-    models.save_generator(tmp_path / "generator.safetensors", work.name, work.settings, variables, half=True)
+    models.save_generator(
+        tmp_path / "generator.safetensors", work.results.name, work.results.settings, variables, half=True
+    )
     code, y = np.random.default_rng(0).normal(size=(3, 100)).astype(np.float32), np.array([1, 2, 3], np.int32)
     expected = work.training.sample(variables, code, y)
-    for path, tolerance in ((tmp_path / "generator.safetensors", 1e-3), (work.out / running.GENERATOR, 1.0)):
+    for path, tolerance in ((tmp_path / "generator.safetensors", 1e-3), (work.results.out / results.GENERATOR, 1.0)):
         network = models.load_generator(path)
         x = jax.jit(network.apply)(network.init(jax.random.key(0)), code, y)
         assert x.shape == (3, 8, 8, 1)
@@ -77,12 +80,16 @@ def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
         return step(*given)
 
     pressed = dataclasses.replace(
-        work, training=work.training._replace(step=pressing), out=tmp_path, epochs=50, every=50
+        work,
+        training=work.training._replace(step=pressing),
+        results=dataclasses.replace(work.results, out=tmp_path),
+        epochs=50,
+        every=50,
     )
-    assert pressed.run() == running.INTERRUPTED
-    (row,) = folder.read_results(tmp_path / folder.RESULTS, running.ROW)
+    assert pressed.run() == gan.INTERRUPTED
+    (row,) = folder.read_results(tmp_path / folder.RESULTS, gan.ROW)
     assert (row["epoch"], row["steps"]) == (1, 3)
-    assert models.load_generator(tmp_path / running.GENERATOR).code_shape == (100,)
+    assert models.load_generator(tmp_path / results.GENERATOR).code_shape == (100,)
 
 
 def test_losses_are_their_formulas():
@@ -214,7 +221,7 @@ def test_wrong_options_are_refused_before_anything_is_made(tmp_path, capsys, opt
 
 
 def test_a_folder_with_a_run_is_not_overwritten(work, capsys):
-    before = (work.out / running.GENERATOR).read_bytes()
-    assert command.main(command.Options(out=work.out, **TINY)) == 2
+    before = (work.results.out / results.GENERATOR).read_bytes()
+    assert command.main(command.Options(out=work.results.out, **TINY)) == 2
     assert "already holds config.json: expected a new or empty folder" in capsys.readouterr().err
-    assert (work.out / running.GENERATOR).read_bytes() == before
+    assert (work.results.out / results.GENERATOR).read_bytes() == before
