@@ -84,12 +84,11 @@ def ggl(
     """
     validate.at_least("learning_rate", learning_rate, 0, exclusive=True)
     chain = [lookup("known_defense", one, TRANSFORMS) for one in _several(known_defense)]
-    compare = lookup("distance", distance, DISTANCES)
 
-    def transformed(update: PyTree, target: PyTree, weights: PyTree | None = None) -> jax.Array:
+    def transformed(update: PyTree, target: PyTree) -> PyTree:
         for transform in chain:
             update = transform(update, target)
-        return compare(update, target, weights)
+        return update
 
     goal = objective(
         observe,
@@ -98,9 +97,10 @@ def ggl(
         num_classes=num_classes,
         num_steps=num_steps,
         labels=labels,
-        distance=transformed if chain else compare,
+        distance=lookup("distance", distance, DISTANCES),
         generator=generators.latent(generative.or_untrained(generator, shape), shape, bounded=bounded),
         prior=generative.prior(kl=kl, code=lambda latent: latent),
+        transform=transformed if chain else None,
     )
     if algorithm == "adam":
         engine = engines.adam(learning_rate)

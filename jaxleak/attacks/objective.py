@@ -81,6 +81,7 @@ class Objective(NamedTuple):
     prior: Prior | None
     distance_weight: Any
     weights: Callable[..., PyTree] | None
+    transform: Callable[[PyTree, PyTree], PyTree] | None
 
     @property
     def optimises_labels(self) -> bool:
@@ -116,7 +117,11 @@ class Objective(NamedTuple):
     def loss(self, batch: Batch, known: Known, leak: Leak) -> jax.Array:
         """The matching loss."""
         update = self.observe.public(leak.params, batch)
-        return self.observe.compare(self.distance, update, leak.update, known.weights, num_examples=self.shape[0])
+        return self.observe.compare(self._distance, update, leak.update, known.weights, num_examples=self.shape[0])
+
+    def _distance(self, update: PyTree, target: PyTree, weights: PyTree | None = None) -> jax.Array:
+        """Between what a candidate's update is transformed to and the received one."""
+        return self.distance(update if self.transform is None else self.transform(update, target), target, weights)
 
     def __call__(self, candidate: Candidate, known: Known, leak: Leak) -> tuple[jax.Array, jax.Array]:
         """What is minimised, and the matching loss in it."""
@@ -152,6 +157,7 @@ def objective(
     prior: Prior | None = None,
     distance_weight: Any = 1.0,
     weights: Callable[..., PyTree] | None = None,
+    transform: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> Objective:
     """Checks the arguments that all kernels have in common.
 
@@ -167,6 +173,8 @@ def objective(
       prior: or None.
       distance_weight: of the distance.
       weights: of the update's leaves.
+      transform: `transform(update, received)`, what is done to a candidate's update before it is compared; it may
+        multiply it by a number, or do what does not depend on its size.
 
     Returns:
       An Objective.
@@ -187,7 +195,17 @@ def objective(
         labels = jnp.asarray(labels)
         validate.labels("labels", labels, num_examples=shape[0], num_classes=num_classes)
     return Objective(
-        observe, shape, int(num_classes), int(num_steps), labels, distance, generator, prior, distance_weight, weights
+        observe,
+        shape,
+        int(num_classes),
+        int(num_steps),
+        labels,
+        distance,
+        generator,
+        prior,
+        distance_weight,
+        weights,
+        transform,
     )
 
 

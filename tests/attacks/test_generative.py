@@ -261,6 +261,28 @@ class TestTransforms:
         assert found["clip"] >= 35
         assert found["clip"] >= found[()] + 5
 
+    @pytest.mark.parametrize(("known", "defense"), [("prune", jl.defenses.prune(0.5)), ("clip", jl.defenses.clip(0.1))])
+    def test_by_a_cosine_no_size_has_to_be_known(self, scenario, known, defense):
+        """Of what was defended and then multiplied by a learning rate that nobody knows."""
+        case = scenario("mlp")
+        network = linear_network(case.shape[1:])
+        x, leak = planted(case, network, jax.random.normal(jax.random.key(5), (1, NUM_CODES)), case.truth.y)
+        received = defense.update(leak.update, defense.init(leak.update))[0]
+        leak = jl.Leak(leak.params, jax.tree.map(lambda leaf: 0.003 * leaf, received))
+        attack = jl.attacks.ggl(
+            jl.observe.one_batch(case.loss_fn),
+            shape=case.shape,
+            num_classes=case.num_classes,
+            generator=network,
+            num_steps=100,
+            kl=0.0,
+            population_size=16,
+            distance="cosine",
+            known_defense=known,
+        )
+        found = jl.run(attack, leak, KEY).batch.x
+        assert float(jl.metrics.psnr(x, found)[0]) >= 35
+
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
