@@ -28,7 +28,7 @@ def figures(row):
         return [f"{row['psnr_median']:.2f}", f"{row['ssim_median']:.3f}"]
     if "claims" in row:
         return [f"{row['claims']['largest_difference']:.2f}"]
-    if "curve" in row:
+    if "curve" in row and "accuracy" in row:
         return [f"{row['accuracy']:.2f}"]
     if "accuracy" in row:
         return [f"{row['accuracy']:.3f}"]

@@ -51,6 +51,8 @@ SCALES: dict[str, dict[str, Part]] = {
     },
     "minutes": {
         "cifar10 lenet": Part(Target("cifar10", _CIFAR, "lenet", chunk=10), 5_000),
+        # 500 generations, as GGL's reference has; added once the rows of 5,000 gradients were there.
+        "cifar10 lenet-long": Part(Target("cifar10", _CIFAR, "lenet", chunk=10), 25_000),
         "cifar10 resnet18-0.25": Part(Target("cifar10", _CIFAR, "resnet18", (("width", 0.25),), chunk=5), 2_500),
     },
     "paper": {
