@@ -139,7 +139,7 @@ def _cells(options: Options) -> dict[str, Any]:
     cells = {}
     for name, part in SCALES[options.scale].items():
         for variant in VARIANTS:
-            kinds = generative.kinds(variant, part.target, options.generator)
+            kinds = generative.kinds(variant, part.target, options)
             for kind in kinds:
                 if TRAINED in kinds and kind == UNTRAINED and variant.name not in UNTRAINED_TOO:
                     continue

@@ -6,13 +6,13 @@ PSNR and SSIM of IGIMS, GIAS and IG in Table 1: CIFAR-10 .0030 26.33 .8924, .004
 .2313. In Table 3: CIFAR-10 .0199 17.19 .5627, .0272 15.85 .4722, .0319 14.99 .5008; ImageNet .0433 13.70 .2946, .0490
 13.14 .3058, .0569 12.62 .2799. LPIPS is not measured here. Which stem ResNet-50 has for CIFAR-10 is not said: 3x3 here.
 Differs from the paper in: its generators are a DCGAN that GIML made from gradients, and a pretrained BigGAN for
-ImageNet; here the trained one is that of `--generator`, which should have seen other images of the same data set, and
-GIAS and IGIMS are run with an untrained DCGAN too. Faces are those of AT&T, grey, in the place of FFHQ, ImageNet has
-64 x 64 pixels in the place of 224, and both have the untrained generator alone unless the file fits. With that the
-paper's rate 1e-5 and weight 1 for the weights of BigGAN, and its single round, make no sense: those for CIFAR-10 stand
-in. T is open in the paper and three rounds here. Labels are each attack's own: by iDLG, of IGIMS by ALR. A ResNet-18 of
-width 0.25 has a quarter of the channels and is not the paper's.
-Command: python -m jaxleak.experiments.studies.igims_table_1 --data-dir FOLDER --generator FILE
+ImageNet; here the trained one is that of `--generator`, which should have seen other images of the same data set, one
+that GIML made is that of `--giml`, and GIAS and IGIMS are run with an untrained DCGAN too. Faces are those of AT&T,
+grey, in the place of FFHQ, ImageNet has 64 x 64 pixels in the place of 224, and both have the untrained generator alone
+unless a file fits. With that the paper's rate 1e-5 and weight 1 for the weights of BigGAN, and its single round, make
+no sense: those for CIFAR-10 stand in. T is open in the paper and three rounds here. Labels are each attack's own: by
+iDLG, of IGIMS by ALR. A ResNet-18 of width 0.25 has a quarter of the channels and is not the paper's.
+Command: python -m jaxleak.experiments.studies.igims_table_1 --data-dir FOLDER --generator FILE --giml FILE
   `--only cifar10 resnet18-0.25 paper IGIMS trained` runs the cells with all of these words in their names, as
   printed; rows of others stay. Without `--only` parts "on request" are left out: at the scale minutes ResNet-50, faces
   and ImageNet. Two runs at a time need two folders, since each writes the whole file of rows.
@@ -28,7 +28,9 @@ that all attacks can take exactly; `evaluations` has how many. "paper" is the pa
 The picture `igims_table_1-<scale>.png` shows the first eight images and what each attack made of them.
 """
 
+import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ import tyro
 from jaxleak.experiments import folder
 from jaxleak.experiments.studies.support import generative, study
 from jaxleak.experiments.studies.support.comparison import Comparison, ascending, grouped, only
-from jaxleak.experiments.studies.support.generative import Options, Target, Variant
+from jaxleak.experiments.studies.support.generative import GIML, Target, Variant
 from jaxleak.experiments.studies.support.generative_plots import strip, strips
 
 ATTACKS = ("IG", "GIAS", "IGIMS")
@@ -80,6 +82,22 @@ _TABLE = {"resnet18": "Table 1", "resnet50": "Table 3"}
 # Of the paper, where ours is another.
 _DATA = {"cifar10": "CIFAR-10", "att_faces": "FFHQ", "imagenet_sample": "ImageNet"}
 _GENERATOR = {"cifar10": "DCGAN by GIML", "att_faces": "DCGAN by GIML", "imagenet_sample": "BigGAN"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(generative.Options):
+    """Options of this study.
+
+    Attributes:
+      giml: a file of a generator that GIML made from gradients alone, likewise; its cells have "giml" in their names.
+    """
+
+    giml: pathlib.Path | None = None
+
+    @property
+    def files(self) -> dict[str, pathlib.Path]:
+        """Of the kinds of generators, those that are files."""
+        return {**super().files, **({} if self.giml is None else {GIML: self.giml})}
 
 
 class Part(NamedTuple):
@@ -226,7 +244,7 @@ def _cells(options: Options) -> dict[str, Any]:
             continue
         for budget in budgets:
             for variant in variants(target):
-                for kind in generative.kinds(variant, target, options.generator):
+                for kind in generative.kinds(variant, target, options):
                     label = "paper" if budget == PAPER_BUDGET else f"equal-{budget}"
                     cell = " ".join([name, label, variant.name, *([] if kind == "none" else [kind])])
                     about = {"cell": cell, "target": name, "budget": label}
@@ -240,7 +258,7 @@ def _cell(
     row = generative.measure(
         target,
         variant,
-        generative.generator(kind, target, options.generator),
+        generative.generator(kind, target, options.files.get(kind)),
         options,
         num_steps=steps(target, budget)[variant.name],
         shown=SHOWN,

@@ -135,7 +135,7 @@ def _cells(options: Options) -> dict[str, Any]:
     cells = {}
     for name, part in SCALES[options.scale].items():
         for variant in VARIANTS:
-            kinds = generative.kinds(variant, part.target, options.generator)
+            kinds = generative.kinds(variant, part.target, options)
             # An untrained generator stands in where there is no other.
             kind = TRAINED if TRAINED in kinds else UNTRAINED
             cell = f"{name} {variant.name} {kind}"

@@ -34,28 +34,29 @@ def checked(out, name, rows):
     return {row["cell"]: row for row in rows}
 
 
-def saved(path, shape):
+def saved(path, shape, key=3):
     """A file of a generator of width 2."""
     settings = {"shape": [1, *shape], "width": 2}
-    variables = models.GENERATORS["dcgan"](settings["shape"], width=2).init(jax.random.key(3))
+    variables = models.GENERATORS["dcgan"](settings["shape"], width=2).init(jax.random.key(key))
     models.save_generator(path, "dcgan", settings, variables)
     return path
 
 
-def test_table_1_runs_in_pieces_with_both_generators(tmp_path, capsys):
-    file = saved(tmp_path / "own.safetensors", (16, 16, 3))
-    for only in ("IG", "GIAS"):
-        rows = igims_table_1.main(igims_table_1.Options(scale="seconds", out=tmp_path, generator=file, only=(only,)))
+def test_table_1_runs_in_pieces_with_all_generators(tmp_path, capsys):
+    file, giml = saved(tmp_path / "own.safetensors", (16, 16, 3)), saved(tmp_path / "giml.safetensors", (16, 16, 3), 4)
+    for only, files in (("IG", {"generator": file}), ("GIAS", {"generator": file, "giml": giml})):
+        rows = igims_table_1.main(igims_table_1.Options(scale="seconds", out=tmp_path, only=(only,), **files))
     found = checked(tmp_path, "igims_table_1", rows)
-    names = ["IG", "GIAS trained", "GIAS untrained"]
+    names = ["IG", "GIAS trained", "GIAS giml", "GIAS untrained"]
     assert list(found) == [f"photos mlp equal-24 {name}" for name in names]
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("photos mlp")]
     assert [line.split(":")[0] for line in printed] == list(found)
-    trained, untrained = (found[f"photos mlp equal-24 GIAS {kind}"] for kind in generative.KINDS)
+    trained, learned, untrained = (found[f"photos mlp equal-24 GIAS {kind}"] for kind in generative.KINDS)
     assert trained["which_generator"].startswith("own.safetensors, sha256 ")
     assert len(trained["which_generator"].split()[-1]) == 12
     assert untrained["which_generator"] == "untrained DCGAN of width 2"
-    assert trained["psnr"] != untrained["psnr"]
+    assert learned["which_generator"].startswith("giml.safetensors, sha256 ")
+    assert trained["psnr"] != untrained["psnr"] != learned["psnr"] != trained["psnr"]
     assert rows[0]["settings"] == {"variant": "unsigned", "total_variation": 1e-6, "labels": "inferred"}
     assert 0 <= rows[0]["ssim_median"] <= 1
     # IGIMS was not run.
@@ -153,11 +154,15 @@ def test_the_paper_s_budget_has_the_paper_s_steps():
 
 def test_a_trained_generator_is_for_images_of_its_shape(tmp_path):
     file, variant = saved(tmp_path / "own.safetensors", (8, 8, 1)), latent_search.VARIANTS[0]
-    assert generative.kinds(variant, DIGITS, file) == generative.KINDS
-    assert generative.kinds(variant, DIGITS._replace(shape=(16, 16, 1)), file) == ("untrained",)
-    assert generative.kinds(variant, DIGITS, None) == ("untrained",)
-    with pytest.raises(ValueError, match=r"own.safetensors': images of shape \(8, 8, 1\): expected those of a target"):
-        igims_table_1.main(igims_table_1.Options(scale="seconds", out=tmp_path, generator=file))
+    given, both = generative.Options(generator=file), igims_table_1.Options(generator=file, giml=file)
+    assert generative.kinds(variant, DIGITS, given) == ("trained", "untrained")
+    assert generative.kinds(variant, DIGITS, both) == generative.KINDS
+    assert generative.kinds(variant, DIGITS._replace(shape=(16, 16, 1)), both) == ("untrained",)
+    assert generative.kinds(variant, DIGITS, generative.Options()) == ("untrained",)
+    for option in ("generator", "giml"):
+        message = rf"^{option}='.*own.safetensors': images of shape \(8, 8, 1\): expected those of a target"
+        with pytest.raises(ValueError, match=message):
+            igims_table_1.main(igims_table_1.Options(scale="seconds", out=tmp_path, **{option: file}))
     cells = igims_figs_5_6._cells(igims_figs_5_6.Options(scale="seconds", generator=file))
     untrained = [name for name in cells if name.endswith(" untrained")]
     assert untrained == ["digits mlp IGIMS* untrained", "digits mlp GIAS untrained"]

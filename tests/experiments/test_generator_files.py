@@ -32,7 +32,8 @@ def test_it_loads_and_makes_images_that_differ(name):
     assert x.shape == (8, 32, 32, 3)
     assert float(jnp.min(x)) >= 0
     assert float(jnp.max(x)) <= 1
-    assert float(jnp.mean(jnp.std(x, axis=0))) > 0.1
+    # One that makes the same image of all codes has zero.
+    assert float(jnp.mean(jnp.std(x, axis=0))) > 0.05
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,7 +31,7 @@ from jaxleak.experiments.studies.support import study
 from jaxleak.experiments.studies.support.generative_plots import POINTS, strip
 from jaxleak.generators import Network
 
-TRAINED, UNTRAINED = KINDS = ("trained", "untrained")
+TRAINED, GIML, UNTRAINED = KINDS = ("trained", "giml", "untrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Options(study.Options):
 
     generator: pathlib.Path | None = None
     only: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> dict[str, pathlib.Path]:
+        """Of the kinds of generators, those that are files."""
+        return {} if self.generator is None else {TRAINED: self.generator}
 
 
 class Target(NamedTuple):
@@ -111,28 +116,30 @@ class Named(NamedTuple):
     about: str
 
 
-def kinds(variant: Variant, target: Target, path: pathlib.Path | None) -> tuple[str, ...]:
-    """The generators that there are for a variant: of the trained ones that of a file, if its images fit."""
-    fits = path is not None and _image_shape(_loaded(path).network) == target.shape
-    return tuple(kind for kind in variant.kinds if kind == UNTRAINED or fits) or ("none",)
+def kinds(variant: Variant, target: Target, options: Options) -> tuple[str, ...]:
+    """The generators that there are for a variant: of the trained ones those of files, if their images fit."""
+    given = {kind for kind, path in options.files.items() if _image_shape(_loaded(path)[0]) == target.shape}
+    return tuple(kind for kind in variant.kinds if kind == UNTRAINED or kind in given) or ("none",)
 
 
 def generator(kind: str, target: Target, path: pathlib.Path | None) -> Named | None:
-    """The generator of this kind for the images of a target; None for "none"."""
-    if kind == TRAINED:
+    """The generator of this kind for the images of a target, of a file where it was trained; None for "none"."""
+    if kind in (TRAINED, GIML):
         assert path is not None
-        return _loaded(path)
+        network, about = _loaded(path)
+        return Named(network, kind, about)
     if kind == UNTRAINED:
         network = models.generator("dcgan", (1, *target.shape), width=target.width)
         return Named(network, kind, f"untrained DCGAN of width {target.width}")
     return None
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(path: pathlib.Path) -> Named:
+@functools.lru_cache(maxsize=2)
+def _loaded(path: pathlib.Path) -> tuple[Network, str]:
+    """The generator of a file, and which one it is."""
     network = models.load_generator(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Named(network, TRAINED, f"{path.name}, sha256 {digest}")
+    return network, f"{path.name}, sha256 {digest}"
 
 
 def _image_shape(network: Network) -> tuple[int, ...]:
@@ -210,11 +217,12 @@ def chosen(cells: Mapping[str, Callable], options: Options) -> list[Callable]:
     """The cells whose names have all of the words of `--only`.
 
     Raises:
-      ValueError: there are none, or the generator is for none of all.
+      ValueError: there are none, or a generator is for none of all.
     """
-    if options.generator is not None and not any(TRAINED in name.split() for name in cells):
-        shape = _image_shape(_loaded(options.generator).network)
-        raise ValueError(f"generator={str(options.generator)!r}: images of shape {shape}: expected those of a target")
+    for kind, path in options.files.items():
+        if not any(kind in name.split() for name in cells):
+            option, shape = "generator" if kind == TRAINED else kind, _image_shape(_loaded(path)[0])
+            raise ValueError(f"{option}={str(path)!r}: images of shape {shape}: expected those of a target")
     found = [cell for name, cell in cells.items() if set(options.only) <= set(name.split())]
     if not found:
         words = " ".join(dict.fromkeys(itertools.chain.from_iterable(name.split() for name in cells)))
