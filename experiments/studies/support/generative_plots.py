@@ -34,11 +34,11 @@ def strips(columns: Mapping[str, Mapping[str, str]], title: str) -> bytes:
       A PNG.
     """
     names = list(dict.fromkeys(name for lines in columns.values() for name in lines))
-    figure = Figure(figsize=(5.2 * len(columns) + 1.4, 0.72 * len(names) + 0.7), layout="constrained")
+    figure = Figure(figsize=(5.6 * len(columns) + 1.6, 0.72 * len(names) + 0.7), layout="compressed")
     figure.suptitle(title, fontsize=9)
     grid = figure.subplots(len(names), len(columns), squeeze=False)
     for axis in grid.flat:
-        axis.set_axis_off()
+        axis.set(xticks=[], yticks=[], frame_on=False)
     for j, (header, lines) in enumerate(columns.items()):
         grid[0, j].set_title(header, fontsize=8)
         for i, name in enumerate(names):
@@ -46,7 +46,7 @@ def strips(columns: Mapping[str, Mapping[str, str]], title: str) -> bytes:
                 pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(lines[name]))))
                 grid[i, j].imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             if j == 0:
-                grid[i, j].text(-0.02, 0.5, name, ha="right", va="center", fontsize=8, transform=grid[i, j].transAxes)
+                grid[i, j].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     return _png(figure)
 
 
