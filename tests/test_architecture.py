@@ -29,6 +29,7 @@ FLOORS = (
         "interrupts",
         "draws",
         "norms",
+        "ranks",
         "registration",
     },
     {

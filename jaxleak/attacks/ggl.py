@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxleak import distances, generators, validate
+from jaxleak import distances, generators, ranks, validate
 from jaxleak.attacks import engines, generative
 from jaxleak.attacks.objective import Labels, objective
 from jaxleak.attacks.search import plan, search, whole
@@ -136,7 +136,8 @@ def _prune(update: PyTree, target: PyTree) -> PyTree:
 
     def cut(leaf: jax.Array) -> jax.Array:
         sizes = jnp.abs(leaf)
-        return jnp.where(sizes < jnp.quantile(sizes, zeros), 0.0, leaf)
+        count = jnp.minimum(jnp.round(zeros * leaf.size), leaf.size - 1)
+        return jnp.where(sizes < ranks.nth_smallest(sizes, count), 0.0, leaf)
 
     return jax.tree.map(cut, update)
 
