@@ -24,6 +24,8 @@ def figures(row):
     if "overlap" in row:
         told = ("overlap", "ks", "detector", "balanced")
         return [f"{row[name]:.3f}" for name in told if row[name] is not None]
+    if "mse_r_mean" in row:
+        return [f"{row['psnr_mean']:.2f}", f"{row['ssim_mean']:.3f}"]
     if "informed" in row:
         return [f"{row['psnr_median']:.2f}", f"{row['ssim_median']:.3f}"]
     if "claims" in row:
