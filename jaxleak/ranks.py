@@ -1,4 +1,4 @@
-"""Order statistics without sorting, which is what takes the time where many candidates are looked at."""
+"""Order statistics by counting, without sorting."""
 
 from typing import Any
 

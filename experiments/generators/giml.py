@@ -122,7 +122,7 @@ class Work:
                 leaks = self.shared(params, pictures.x[indices], pictures.y[indices])
                 state = self.learning.step(jax.random.fold_in(key, 1 + step), state, leaks)
                 params = self.followed(params, leaks)
-                # A step is seconds of work, so that waiting for its loss costs nothing.
+                # Waited for, as a step is an attack on every client: the bar and Ctrl-C go by whole ones.
                 loss = float(state.loss)
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"step {step}: the matching loss is {loss}: expected a finite number")
