@@ -44,10 +44,14 @@ def saved(path, shape, key=3):
 
 def test_table_1_runs_in_pieces_with_all_generators(tmp_path, capsys):
     file, giml = saved(tmp_path / "own.safetensors", (16, 16, 3)), saved(tmp_path / "giml.safetensors", (16, 16, 3), 4)
-    for only, files in (("IG", {"generator": file}), ("GIAS", {"generator": file, "giml": giml})):
+    for only, files in (
+        ("IG", {"generator": file}),
+        ("IG-signed", {"generator": file}),
+        ("GIAS", {"generator": file, "giml": giml}),
+    ):
         rows = igims_table_1.main(igims_table_1.Options(scale="seconds", out=tmp_path, only=(only,), **files))
     found = checked(tmp_path, "igims_table_1", rows)
-    names = ["IG", "GIAS trained", "GIAS giml", "GIAS untrained"]
+    names = ["IG", "IG-signed", "GIAS trained", "GIAS giml", "GIAS untrained"]
     assert list(found) == [f"photos mlp equal-24 {name}" for name in names]
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("photos mlp")]
     assert [line.split(":")[0] for line in printed] == list(found)
@@ -57,6 +61,8 @@ def test_table_1_runs_in_pieces_with_all_generators(tmp_path, capsys):
     assert untrained["which_generator"] == "untrained DCGAN of width 2"
     assert learned["which_generator"].startswith("giml.safetensors, sha256 ")
     assert trained["psnr"] != untrained["psnr"] != learned["psnr"] != trained["psnr"]
+    assert rows[1]["settings"] == {"variant": "paper", "total_variation": 1e-6, "labels": "inferred"}
+    assert rows[0]["psnr"] != rows[1]["psnr"]
     assert rows[0]["settings"] == {"variant": "unsigned", "total_variation": 1e-6, "labels": "inferred"}
     assert 0 <= rows[0]["ssim_median"] <= 1
     # IGIMS was not run.
@@ -146,7 +152,8 @@ def test_the_paper_s_budget_has_the_paper_s_steps():
     cifar, imagenet = (
         igims_table_1.SCALES["paper"][f"{name} resnet18"].target for name in ("cifar10", "imagenet_sample")
     )
-    assert igims_table_1.steps(cifar, igims_table_1.PAPER_BUDGET) == {"IG": 8_000, "GIAS": 2_000, "IGIMS": 2_275}
+    own = {"IG": 8_000, "IG-signed": 8_000, "GIAS": 2_000, "IGIMS": 2_275}
+    assert igims_table_1.steps(cifar, igims_table_1.PAPER_BUDGET) == own
     assert igims_table_1.steps(imagenet, igims_table_1.PAPER_BUDGET)["IG"] == 20_000
     of_igims = generative.costs("igims", 2_275, {})
     assert [int(np.sum(of_igims == one)) for one in (50, 1)] == [300 + 150 + 75, 1_000 + 500 + 250]
