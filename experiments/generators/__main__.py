@@ -18,8 +18,8 @@ from jaxleak.models.dcgan import DCGAN, Discriminator
 class Options(options.Options):
     """Train a generator on the public split of a data set, and say how good it is.
 
-    The folder gets generator.safetensors (float16), samples.png, results.jsonl and config.json. After each evaluation
-    they are whole, so that Ctrl-C loses what came after the last one at most.
+    The folder gets generator.safetensors (float16), samples.png, results.jsonl and config.json. Ctrl-C evaluates once
+    more and keeps all; a process that was killed loses what came after the last evaluation. The same command goes on.
 
     Attributes:
       conditional: make images of a class.

@@ -11,6 +11,7 @@ Time: see `seconds` in the rows that it leaves.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -26,8 +27,9 @@ import jaxleak as jl
 from jaxleak import interrupts, models, progress, validate
 from jaxleak.experiments import folder
 from jaxleak.experiments.generators import options
-from jaxleak.experiments.generators.gan import INTERRUPTED
+from jaxleak.experiments.generators.options import INTERRUPTED
 from jaxleak.experiments.generators.results import JUDGED, Results
+from jaxleak.experiments.generators.resuming import Reached
 from jaxleak.experiments.generators.training import running_statistics
 from jaxleak.models.dcgan import DCGAN
 
@@ -48,8 +50,8 @@ _CODES = 64
 class Options(options.Options):
     """Train a generator from shared gradients alone, by GIML, and say how good it is.
 
-    The folder gets generator.safetensors (float16), samples.png, results.jsonl and config.json. After each evaluation
-    they are whole, so that Ctrl-C loses what came after the last one at most.
+    The folder gets generator.safetensors (float16), samples.png, results.jsonl and config.json. Ctrl-C evaluates once
+    more and keeps all; a process that was killed loses what came after the last evaluation. The same command goes on.
 
     Attributes:
       model: what the clients train, untrained at first; a name of jaxleak.models.
@@ -101,23 +103,29 @@ class Work:
     options: Options
 
     def run(self) -> int:
-        """Trains; after Ctrl-C the generator of the last finished step is kept.
+        """Trains; after Ctrl-C the generator of the last finished step is kept, to go on from.
 
         Returns:
           The exit code, 130 after Ctrl-C.
 
         Raises:
           FloatingPointError: the loss became NaN; what was written before stays.
+          ValueError: the checkpoint is torn, or of another training.
           OSError: a file cannot be written.
         """
-        given, started = self.options, time.perf_counter()
+        given, pictures = self.options, self.results.pictures
         key = jax.random.key(given.seed)
-        state = self.learning.init(jax.random.fold_in(key, 0))
-        params, pictures, clients = self.target, self.results.pictures, self._clients()
+        reached = self.results.begin(
+            (self.learning.init(jax.random.fold_in(key, 0)), self.target),
+            lambda row, count: self._evaluated(row["step"]) and row["step"] <= count,
+        )
+        state, params = reached.state
+        clients = itertools.islice(self._clients(), reached.count, None)
+        started = time.perf_counter() - reached.seconds
         with contextlib.ExitStack() as stack:
             requested = stack.enter_context(interrupts.deferred())
             report = stack.enter_context(progress.bar("giml", given.steps, shown=not given.quiet))
-            for step in range(1, given.steps + 1):
+            for step in range(reached.count + 1, given.steps + 1):
                 indices = next(clients)
                 leaks = self.shared(params, pictures.x[indices], pictures.y[indices])
                 state = self.learning.step(jax.random.fold_in(key, 1 + step), state, leaks)
@@ -127,11 +135,17 @@ class Work:
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"step {step}: the matching loss is {loss}: expected a finite number")
                 report(step, loss)
-                if step % given.every == 0 or step == given.steps or requested():
-                    self._evaluate(state.weights, step, loss, started)
+                if self._evaluated(step) or requested():
+                    seconds = time.perf_counter() - started
+                    self._evaluate(state.weights, step, loss, seconds)
+                    self.results.keep(Reached((state, params), step, seconds=seconds))
                 if requested():
                     return INTERRUPTED
+        self.results.end()
         return 0
+
+    def _evaluated(self, step: int) -> bool:
+        return step % self.options.every == 0 or step == self.options.steps
 
     def _clients(self) -> Iterator[np.ndarray]:
         """Indices [clients, batch_size] of images, none twice before all others."""
@@ -143,7 +157,7 @@ class Work:
             taken, left = np.split(left, [math.prod(wanted)])
             yield taken.reshape(wanted)
 
-    def _evaluate(self, weights: Any, step: int, loss: float, started: float) -> None:
+    def _evaluate(self, weights: Any, step: int, loss: float, seconds: float) -> None:
         clients = step * self.options.clients
         self.results.add(
             {
@@ -155,7 +169,7 @@ class Work:
             f"step {step}",
             self.variables(weights, jax.random.fold_in(self.results.key, 0)),
             self.sample,
-            time.perf_counter() - started,
+            seconds,
         )
 
 

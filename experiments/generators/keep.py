@@ -17,7 +17,7 @@ import tyro
 
 from jaxleak import models
 from jaxleak.experiments import folder
-from jaxleak.experiments.generators import options
+from jaxleak.experiments.generators import options, resuming
 from jaxleak.experiments.generators.results import FILES, GENERATOR, SAMPLES
 from jaxleak.files import write
 
@@ -80,6 +80,8 @@ def prepare(given: Options) -> Work:
         raise ValueError(f"name={given.name!r}: {str(given.out)!r} has one: expected another name")
     if missing := [name for name in FILES if not (given.source / name).is_file()]:
         raise ValueError(f"{str(given.source)!r} has no {', '.join(missing)}: expected what a training leaves")
+    if resuming.is_unfinished(given.source):
+        raise ValueError(f"{str(given.source)!r}: a training that was stopped: expected one that is done")
     models.load_generator(given.source / GENERATOR)
     files = {end: (given.source / name).read_bytes() for name, end in ((GENERATOR, "safetensors"), (SAMPLES, "png"))}
     files["json"] = (json.dumps(about(given.source), indent=1) + "\n").encode()

@@ -13,8 +13,10 @@ import numpy as np
 from jaxleak import validate
 from jaxleak.experiments import data as datasets
 from jaxleak.experiments import folder
-from jaxleak.experiments.generators import quality
+from jaxleak.experiments.generators import quality, resuming
 from jaxleak.experiments.generators.results import FILES, Pictures, Results
+
+INTERRUPTED = 130
 
 # Real images that no step sees, with which generated ones are compared: a tenth, at most so many.
 _MOST_HELD_OUT = 1000
@@ -25,7 +27,7 @@ class Options:
     """Options of any training of a generator.
 
     Attributes:
-      out: the folder, new or empty.
+      out: the folder, new or empty, or one of the same training that was stopped, which then goes on.
       data: photos, digits, or a data set of `data_dir`.
       data_dir: folder of data sets that tensorflow_datasets has prepared.
       weights_dir: folder of cifar10_resnet20.safetensors, which judges; without it an untrained network does.
@@ -68,7 +70,9 @@ def prepare(
     for name in rates:
         validate.at_least(name, getattr(options, name), 0, exclusive=True)
     validate.integer_at_least("seed", options.seed, 0)
-    if held := [name for name in FILES if (options.out / name).exists()]:
+    if resuming.is_unfinished(options.out):
+        folder.refuse_other(options.out, _config(options), free=resuming.FREE)
+    elif held := [name for name in FILES if (options.out / name).exists()]:
         raise ValueError(f"out={str(options.out)!r} already holds {held[0]}: expected a new or empty folder")
     dataset = datasets.load(options.data, options.data_dir, options.split)
     count = len(dataset) if options.images is None else options.images
@@ -99,7 +103,7 @@ def begin(
     columns: folder.Columns,
     title: str,
 ) -> Results:
-    """Makes the folder, with what is being done in it.
+    """Makes the folder, with what is being done in it, or takes that of a training which goes on.
 
     Args:
       options: of the command.
@@ -115,16 +119,17 @@ def begin(
       OSError: the folder cannot be made.
     """
     folder.claim(options.out, "generators")
-    config = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in vars(options).items()}
-    folder.write_config(
-        options.out,
-        {
-            "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
-            "config": config,
-            "images": {"trained on": len(pictures.x), "held out": len(pictures.held_x)},
-            **folder.provenance(),
-        },
-    )
+    config = _config(options)
+    if not resuming.is_unfinished(options.out):
+        folder.write_config(
+            options.out,
+            {
+                "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+                "config": config,
+                "images": {"trained on": len(pictures.x), "held out": len(pictures.held_x)},
+                **folder.provenance(),
+            },
+        )
     return Results(
         pictures=pictures,
         judge=judge,
@@ -135,7 +140,12 @@ def begin(
         out=options.out,
         title=f"{title} of {options.data}, {len(pictures.x)} images, width {options.width}, seed {options.seed}",
         quiet=options.quiet,
+        parts=resuming.parts(module, config, (pictures.x, pictures.y)),
     )
+
+
+def _config(options: Options) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, pathlib.Path) else value for name, value in vars(options).items()}
 
 
 def run(command: str, prepared: Callable[[], Any]) -> int:
@@ -149,7 +159,10 @@ def run(command: str, prepared: Callable[[], Any]) -> int:
       The exit code: 0, 2 for what was refused, 130 after Ctrl-C.
     """
     try:
-        return prepared().run()
+        code = prepared().run()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 2
+    if code == INTERRUPTED:
+        print(f"{command}: stopped; the same command goes on", file=sys.stderr)
+    return code

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 
 from jaxleak import models
 from jaxleak.experiments import folder
+from jaxleak.experiments.generators import resuming
 from jaxleak.experiments.generators.quality import Judge, kernel_distance
+from jaxleak.experiments.generators.resuming import Reached
 from jaxleak.files import write
 
 GENERATOR = "generator.safetensors"
@@ -65,6 +67,7 @@ class Results:
       out: the folder.
       title: of the picture.
       quiet: no lines.
+      parts: of which training its checkpoint is; see `resuming.parts`.
     """
 
     pictures: Pictures
@@ -76,6 +79,7 @@ class Results:
     out: pathlib.Path
     title: str
     quiet: bool
+    parts: Mapping[str, str]
 
     @property
     def conditional(self) -> bool:
@@ -86,6 +90,34 @@ class Results:
     def key(self) -> jax.Array:
         """Of what is random in an evaluation."""
         return jax.random.fold_in(jax.random.key(self.seed), 1)
+
+    def begin(self, first: Any, stays: Callable[[folder.Row, int], bool]) -> Reached:
+        """How far the training is: its beginning, or where it was stopped.
+
+        Args:
+          first: the state that it begins with.
+          stays: `stays(row, count)`, whether a row will not be written again by who goes on after `count` steps.
+
+        Raises:
+          ValueError: the checkpoint is torn, or of another training.
+          OSError: it cannot be read, or files cannot be written.
+        """
+        reached = resuming.load(self.out, self.parts, first)
+        resuming.forget(self.out, self.columns, lambda row: stays(row, reached.count))
+        self.keep(reached)
+        return reached
+
+    def keep(self, reached: Reached) -> None:
+        """Writes the checkpoint.
+
+        Raises:
+          OSError: it cannot be written; the one before it is whole.
+        """
+        resuming.save(self.out, self.parts, reached)
+
+    def end(self) -> None:
+        """Removes the checkpoint of a training that is done."""
+        (self.out / folder.CHECKPOINT).unlink(missing_ok=True)
 
     def add(
         self, row: Mapping[str, Any], at: str, variables: Any, sample: Callable[..., jax.Array], seconds: float

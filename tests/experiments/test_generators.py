@@ -15,7 +15,7 @@ from scipy.special import expit
 from jaxleak import models
 from jaxleak.experiments import data, folder
 from jaxleak.experiments.generators import __main__ as command
-from jaxleak.experiments.generators import augmentation, gan, quality, results, training
+from jaxleak.experiments.generators import augmentation, gan, options, quality, results, resuming, training
 from jaxleak.models.dcgan import DCGAN, Discriminator
 
 TINY = {"data": "digits", "images": 60, "width": 2, "batch_size": 16, "epochs": 2, "every": 1, "quiet": True}
@@ -90,6 +90,81 @@ def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
     (row,) = folder.read_results(tmp_path / folder.RESULTS, gan.ROW)
     assert (row["epoch"], row["steps"]) == (1, 3)
     assert models.load_generator(tmp_path / results.GENERATOR).code_shape == (100,)
+
+
+class KilledError(Exception):
+    """In the place of a signal that ends the process."""
+
+
+def breaking(step, at, press):
+    """A step that is stopped before the one of this number."""
+    numbers = iter(range(1, 1 + at))
+
+    def broken(*given):
+        if next(numbers) == at:
+            press()
+        return step(*given)
+
+    return broken
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def kill():
+    raise KilledError
+
+
+@pytest.mark.parametrize(("at", "press"), [(2, press_ctrl_c), (6, press_ctrl_c), (5, kill)])
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(work, tmp_path, at, press):
+    # Three steps an epoch, two epochs, each evaluated.
+    again = dataclasses.replace(work, results=dataclasses.replace(work.results, out=tmp_path))
+    broken = work.training._replace(step=breaking(work.training.step, at, press))
+    if press is kill:
+        with pytest.raises(KilledError):
+            dataclasses.replace(again, training=broken).run()
+    else:
+        assert dataclasses.replace(again, training=broken).run() == gan.INTERRUPTED
+    assert again.run() == 0
+    # But for config.json, which is not of `run`.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(results.FILES) - {folder.CONFIG})
+    both = [folder.read_results(out / folder.RESULTS, gan.ROW) for out in (work.results.out, tmp_path)]
+    assert [{**row, "seconds": 0.0} for row in both[1]] == [{**row, "seconds": 0.0} for row in both[0]]
+    assert both[1][1]["seconds"] >= both[1][0]["seconds"]
+    first, second = (load_file(out / results.GENERATOR) for out in (work.results.out, tmp_path))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+
+
+def test_only_the_same_training_goes_on(work, tmp_path, capsys):
+    given = command.Options(out=tmp_path / "out", **TINY)
+    stopped = command.prepare(given)
+    broken = stopped.training._replace(step=breaking(stopped.training.step, 2, press_ctrl_c))
+    assert options.run("generators", lambda: dataclasses.replace(stopped, training=broken)) == options.INTERRUPTED
+    assert "generators: stopped; the same command goes on" in capsys.readouterr().err
+    about = (given.out / folder.CONFIG).read_bytes()
+    for change, message in (
+        ({"seed": 3}, "seed=3: out="),
+        ({"epochs": 3}, "epochs=3: out="),
+        ({"learning_rate": 1e-3}, "learning_rate=0.001: out="),
+    ):
+        assert command.main(dataclasses.replace(given, **change)) == 2
+        assert message in capsys.readouterr().err
+    other = resuming.parts("another", {}, None)
+    with pytest.raises(ValueError, match="is of another run: kind is .*: expected another"):
+        resuming.load(given.out, other, None)
+    whole = (given.out / folder.CHECKPOINT).read_bytes()
+    (given.out / folder.CHECKPOINT).write_bytes(whole[:-1])
+    assert command.main(given) == 2
+    assert "expected a whole file that jaxleak wrote" in capsys.readouterr().err
+    (given.out / folder.CHECKPOINT).write_bytes(whole)
+    assert command.main(dataclasses.replace(given, quiet=True)) == 0
+    # What is done says who began it, and is not begun again.
+    assert (given.out / folder.CONFIG).read_bytes() == about
+    assert sorted(path.name for path in given.out.iterdir()) == sorted(results.FILES)
+    assert command.main(given) == 2
+    assert "already holds" in capsys.readouterr().err
 
 
 def test_losses_are_their_formulas():

@@ -106,6 +106,25 @@ def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
     assert row["step"] == 1
 
 
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(work, tmp_path):
+    step = work.learning.step
+
+    def pressing(*given):
+        signal.raise_signal(signal.SIGINT)
+        return step(*given)
+
+    pressed = into(work, tmp_path, learning=work.learning._replace(step=pressing))
+    assert pressed.run() == giml.INTERRUPTED
+    assert into(work, tmp_path).run() == 0
+    # But for config.json, which is not of `run`.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(results.FILES) - {folder.CONFIG})
+    both = [folder.read_results(out / folder.RESULTS, giml.ROW) for out in (work.results.out, tmp_path)]
+    assert [{**row, "seconds": 0.0} for row in both[1]] == [{**row, "seconds": 0.0} for row in both[0]]
+    first, second = (load_file(out / results.GENERATOR) for out in (work.results.out, tmp_path))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name])
+
+
 def test_a_loss_that_is_no_number_ends_the_run(work, tmp_path):
     def lost(key, state, leaks):
         return state._replace(loss=jnp.nan)

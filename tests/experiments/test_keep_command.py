@@ -80,6 +80,12 @@ def test_a_folder_without_a_file_is_refused(run, missing, capsys):
     assert f"has no {missing}: expected what a training leaves" in capsys.readouterr().err
 
 
+def test_a_training_that_was_stopped_is_refused(run, capsys):
+    (run / folder.CHECKPOINT).write_bytes(b"")
+    assert kept(run) == 2
+    assert "a training that was stopped: expected one that is done" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("commit", [None, "0" * 40 + "-dirty"])
 def test_what_ran_in_no_commit_is_refused(run, commit, capsys):
     (run / folder.CONFIG).write_text(json.dumps({**CONFIG, "commit": commit}))
