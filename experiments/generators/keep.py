@@ -21,9 +21,8 @@ from jaxleak.experiments.generators import options, resuming
 from jaxleak.experiments.generators.results import FILES, GENERATOR, SAMPLES
 from jaxleak.files import write
 
-# Options of a training that are folders, and say where something was on a machine and nothing of the generator.
-_PLACES = ("out", "data_dir", "weights_dir")
-_UNTOLD = (*_PLACES, "quiet")
+# Options of a training that say where something was on a machine, and nothing of the generator.
+_PLACES = tuple(name for name in resuming.FREE if name != "quiet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ def about(source: pathlib.Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
         command = shlex.join(_told(shlex.split(config["command"])))
-        settings = {name: value for name, value in config["config"].items() if name not in _UNTOLD}
+        settings = {name: value for name, value in config["config"].items() if name not in resuming.FREE}
         provenance = {name: config[name] for name in ("images", "date", "versions", "device", "commit")}
         rows = [json.loads(line) for line in (source / folder.RESULTS).read_bytes().splitlines()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -140,7 +140,7 @@ def begin(
         out=options.out,
         title=f"{title} of {options.data}, {len(pictures.x)} images, width {options.width}, seed {options.seed}",
         quiet=options.quiet,
-        parts=resuming.parts(module, config, (pictures.x, pictures.y)),
+        parts=resuming.parts(module, config, (pictures.x, pictures.y), judge.name),
     )
 
 

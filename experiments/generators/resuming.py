@@ -40,18 +40,20 @@ def is_unfinished(out: pathlib.Path) -> bool:
     return begun and ((out / folder.CHECKPOINT).is_file() or not (out / folder.RESULTS).exists())
 
 
-def parts(module: str, config: Mapping[str, Any], images: Any) -> dict[str, str]:
+def parts(module: str, config: Mapping[str, Any], images: Any, judge: str) -> dict[str, str]:
     """Of which training a checkpoint is.
 
     Args:
       module: the command.
       config: its options.
       images: those that it was given, with labels.
+      judge: the name of what judges in its rows.
     """
     return {
         "kind": module,
         "options": json.dumps({name: value for name, value in config.items() if name not in FREE}, sort_keys=True),
         "images": checkpoint.digest(images),
+        "judge": judge,
         "code": folder.code(),
         "jaxleak": importlib.metadata.version("jaxleak"),
         "jax": jax.__version__,

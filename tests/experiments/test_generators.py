@@ -70,6 +70,7 @@ def test_the_file_of_a_run_makes_the_images_that_were_judged(work, tmp_path):
         np.testing.assert_allclose(x, expected, atol=tolerance)
 
 
+@pytest.mark.usefixtures("control_c")
 def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
     stopped = iter([False, False, True])
     step = work.training.step
@@ -116,6 +117,7 @@ def kill():
     raise KilledError
 
 
+@pytest.mark.usefixtures("control_c")
 @pytest.mark.parametrize(("at", "press"), [(2, press_ctrl_c), (6, press_ctrl_c), (5, kill)])
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(work, tmp_path, at, press):
     # Three steps an epoch, two epochs, each evaluated.
@@ -137,6 +139,7 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(work, tmp_pat
         np.testing.assert_array_equal(array, second[name])
 
 
+@pytest.mark.usefixtures("control_c")
 def test_only_the_same_training_goes_on(work, tmp_path, capsys):
     given = command.Options(out=tmp_path / "out", **TINY)
     stopped = command.prepare(given)
@@ -151,7 +154,7 @@ def test_only_the_same_training_goes_on(work, tmp_path, capsys):
     ):
         assert command.main(dataclasses.replace(given, **change)) == 2
         assert message in capsys.readouterr().err
-    other = resuming.parts("another", {}, None)
+    other = resuming.parts("another", {}, None, "nobody")
     with pytest.raises(ValueError, match="is of another run: kind is .*: expected another"):
         resuming.load(given.out, other, None)
     whole = (given.out / folder.CHECKPOINT).read_bytes()

@@ -88,6 +88,7 @@ def test_no_client_has_an_image_twice_before_all_were_attacked(work):
     assert list(first[:50]) != list(second)
 
 
+@pytest.mark.usefixtures("control_c")
 def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
     step = work.learning.step
 
@@ -106,6 +107,7 @@ def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
     assert row["step"] == 1
 
 
+@pytest.mark.usefixtures("control_c")
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(work, tmp_path):
     step = work.learning.step
 
