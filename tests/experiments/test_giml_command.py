@@ -36,6 +36,16 @@ def into(work, out, **changes):
     return dataclasses.replace(work, results=dataclasses.replace(work.results, out=out), **changes)
 
 
+def pressed_in_a_step(work):
+    """The learning of a run, Ctrl-C being pressed in every step."""
+
+    def pressing(*given):
+        signal.raise_signal(signal.SIGINT)
+        return work.learning.step(*given)
+
+    return work.learning._replace(step=pressing)
+
+
 def test_a_run_leaves_its_folder(work):
     out = work.results.out
     assert sorted(path.name for path in out.iterdir()) == sorted(results.FILES)
@@ -90,16 +100,10 @@ def test_no_client_has_an_image_twice_before_all_were_attacked(work):
 
 @pytest.mark.usefixtures("control_c")
 def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
-    step = work.learning.step
-
-    def pressing(*given):
-        signal.raise_signal(signal.SIGINT)
-        return step(*given)
-
     pressed = into(
         work,
         tmp_path,
-        learning=work.learning._replace(step=pressing),
+        learning=pressed_in_a_step(work),
         options=dataclasses.replace(work.options, steps=50, every=50),
     )
     assert pressed.run() == giml.INTERRUPTED
@@ -109,13 +113,7 @@ def test_ctrl_c_keeps_what_was_trained(work, tmp_path):
 
 @pytest.mark.usefixtures("control_c")
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(work, tmp_path):
-    step = work.learning.step
-
-    def pressing(*given):
-        signal.raise_signal(signal.SIGINT)
-        return step(*given)
-
-    pressed = into(work, tmp_path, learning=work.learning._replace(step=pressing))
+    pressed = into(work, tmp_path, learning=pressed_in_a_step(work))
     assert pressed.run() == giml.INTERRUPTED
     assert into(work, tmp_path).run() == 0
     # But for config.json, which is not of `run`.
