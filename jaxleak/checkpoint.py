@@ -113,6 +113,18 @@ def digest(tree: PyTree) -> str:
     return digest.hexdigest()
 
 
+def arrays_of(tree: PyTree, name: str) -> dict[str, np.ndarray]:
+    """The leaves of a tree as `write` takes them, in order, by names that begin with this one."""
+    return {f"{name}/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def tree_of(like: PyTree, arrays: Arrays, name: str) -> PyTree:
+    """The tree that `arrays_of` made arrays of, with the structure of another."""
+    structure = jax.tree.structure(like)
+    leaves = [jax.numpy.asarray(arrays[f"{name}/{i}"]) for i in range(structure.num_leaves)]
+    return jax.tree.unflatten(structure, leaves)
+
+
 def write(path: str | os.PathLike, arrays: Arrays, parts: Mapping[str, str]) -> None:
     """Writes a checkpoint, whole or not at all; one that was there stays until the new one is whole.
 

@@ -72,7 +72,7 @@ def save(out: pathlib.Path, about: Mapping[str, str], reached: Reached) -> None:
     Raises:
       OSError: it cannot be written; the one before it is whole.
     """
-    arrays = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(reached.state))}
+    arrays = checkpoint.arrays_of(reached.state, "state")
     arrays |= {"count": np.asarray(reached.count), "seconds": np.asarray(reached.seconds)}
     arrays["losses"] = np.asarray(reached.losses, np.float64)
     checkpoint.write(out / folder.CHECKPOINT, arrays, about)
@@ -93,8 +93,7 @@ def load(out: pathlib.Path, about: Mapping[str, str], first: PyTree) -> Reached:
     found = checkpoint.read(out / folder.CHECKPOINT, about)
     if found is None:
         return Reached(first)
-    leaves, structure = jax.tree.flatten(first)
-    state = jax.tree.unflatten(structure, [jax.numpy.asarray(found[f"state/{i}"]) for i in range(len(leaves))])
+    state = checkpoint.tree_of(first, found, "state")
     return Reached(state, int(found["count"]), found["losses"], float(found["seconds"]))
 
 

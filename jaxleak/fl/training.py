@@ -222,35 +222,29 @@ class _Kept:
     ) -> None:
         if self._path is None:
             return
-        arrays = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        arrays = checkpoints.arrays_of(state, "state")
         arrays["curve"] = np.frombuffer(json.dumps(curve).encode(), np.uint8)
         arrays["excluded"] = np.asarray(excluded, np.int64).reshape(-1, 2)
         for i, one in enumerate(leaks):
             arrays[f"leak/{i}/about"] = np.asarray([one.round, one.client, one.leak.num_examples])
             arrays[f"leak/{i}/learning_rate"] = np.asarray(one.learning_rate)
             arrays[f"leak/{i}/ids"] = np.asarray(one.ids)
-            for j, leaf in enumerate(jax.tree.leaves((one.leak.params, one.leak.update))):
-                arrays[f"leak/{i}/{j}"] = np.asarray(leaf)
+            arrays |= checkpoints.arrays_of((one.leak.params, one.leak.update), f"leak/{i}")
         checkpoints.write(self._path, arrays, self._parts)
 
     def load(self) -> tuple[State, list[dict[str, Any]], list[Recorded], list[tuple[int, int]]]:
         found = None if self._path is None else checkpoints.read(self._path, self._parts)
         if found is None:
             return self._first, [], [], []
-        state = self._like(self._first, found, "state")
+        state = checkpoints.tree_of(self._first, found, "state")
         curve = json.loads(found["curve"].tobytes())
         leaks = []
         while f"leak/{len(leaks)}/about" in found:
             name = f"leak/{len(leaks)}"
             number, client, count = found[f"{name}/about"].tolist()
             trainable, _ = variables.split(self._first.params)
-            params, update = self._like((self._first.params, trainable), found, name)
+            params, update = checkpoints.tree_of((self._first.params, trainable), found, name)
             rate, ids = float(found[f"{name}/learning_rate"]), found[f"{name}/ids"]
             leaks.append(Recorded(number, client, rate, Leak(params, update, count), ids))
         excluded = [(int(number), int(client)) for number, client in found["excluded"]]
         return state, curve, leaks, excluded
-
-    @staticmethod
-    def _like(tree: PyTree, found: Mapping[str, np.ndarray], name: str) -> PyTree:
-        leaves, structure = jax.tree.flatten(tree)
-        return jax.tree.unflatten(structure, [jax.numpy.asarray(found[f"{name}/{i}"]) for i in range(len(leaves))])
