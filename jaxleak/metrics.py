@@ -14,8 +14,8 @@ import optax
 
 from jaxleak import layers, perceptual
 from jaxleak.base import Batch
-from jaxleak.defenses.representation import factors
 from jaxleak.perceptual import Lpips, load_lpips
+from jaxleak.representation import factors
 
 PyTree = Any
 

@@ -50,7 +50,7 @@ FLOORS = (
         "turns",
     },
     {"autodiff", "layers", "convolution", "losses", "distributed", "inputs", "memory"},
-    {"observe", "exchange", "normalisations", "chains", "generators"},
+    {"observe", "exchange", "normalisations", "chains", "generators", "representation"},
     {"labels", "checkpoint", "slots", "epochs", "equations", "networks"},
     {"attacks.objective"},
     {"attacks.matching", "attacks.engines", "defenses"},

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxleak import validate
+from jaxleak import representation, validate
 from jaxleak.base import Batch
-from jaxleak.defenses import representation
 from jaxleak.defenses.extra_arguments import mean, seen
 from jaxleak.variables import merge, split
 
